@@ -1,0 +1,18 @@
+"""What all tests share: where the recordings and the model lie, if they are here at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with `data/` and `models/`; the test skips where there is none."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("SUBTONE_SHARED", default))
+    if not (folder / "data" / "librispeech").is_dir():
+        pytest.skip(f"needs real speech: no {folder}/data/librispeech (SUBTONE_SHARED names another folder)")
+    return folder
