@@ -1,0 +1,210 @@
+"""Checkpoints: a network with all that is needed to hear with it, in a folder of ours or a `.nemo`.
+
+Our folder holds `config.json` and `weights.safetensors`. A quantized weight lies in the latter as
+its QTensor's parts (`<path>.codes`, `.scale`, `.zero_point`, `.codebook`), never as floats beside
+them: one truth. Reading unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from subtone.models import build
+from subtone.models.nemo import front_end_from_nemo, network_from_nemo, read_nemo
+from subtone.qtensor import QTensor
+from subtone.speech.features import FrontEnd
+from subtone.speech.recognize import Recognizer
+from subtone.speech.text import CharTokenizer
+
+FORMAT, VERSION = "subtone-checkpoint", 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What a method leaves behind: all that export needs beside the network itself.
+
+    * `weights`: parameter path -> QTensor.
+    * `bias_shifts`: parameter path -> float32 (out,), added to what that weight's product gives,
+      before the BatchNorm behind it.
+    * `activation_bits`: parameter path -> bits of the dynamic activations it meets; 0 is float.
+    * `recipe`: the resolved recipe.
+    """
+
+    weights: Mapping[str, QTensor]
+    activation_bits: Mapping[str, int]
+    bias_shifts: Mapping[str, NDArray[np.float32]]
+    recipe: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A network in eval mode, and what stands before and behind it.
+
+    Where `quantization` is there, the network's weights are the decoded ones.
+    """
+
+    network: nn.Module
+    front_end: FrontEnd
+    tokenizer: CharTokenizer
+    quantization: Quantization | None = None
+
+    def recognizer(self) -> Recognizer:
+        """Hears with the network in torch, in float between the operations."""
+
+        @torch.inference_mode()
+        def logits(features: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self.network(torch.from_numpy(features).T[None])[0][0].numpy()
+
+        return Recognizer(
+            front_end=self.front_end,
+            tokenizer=self.tokenizer,
+            frames_per_step=self.network.frames_per_step,
+            logits=logits,
+        )
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """The checkpoint in folder `path`, or in a `.nemo` file."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"checkpoint {path} does not exist")
+    if path.is_dir():
+        return _load_folder(path)
+    if path.suffix != ".nemo":
+        raise ValueError(f"{path} is neither a checkpoint folder nor a .nemo file")
+    config, weights = read_nemo(path)
+    return Checkpoint(
+        network=network_from_nemo(config, weights, path),
+        front_end=FrontEnd(**front_end_from_nemo(config, path)),
+        tokenizer=CharTokenizer(labels=tuple(config["labels"])),
+    )
+
+
+def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
+    """Write the folder `path`, whole or not at all; a checkpoint already there is replaced."""
+    path = Path(path)
+    if path.exists() and not (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
+    quantization = checkpoint.quantization
+    state = {name: value.contiguous() for name, value in checkpoint.network.state_dict().items()}
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": checkpoint.network.config.to_json(),
+        "front_end": checkpoint.front_end.to_json(),
+        "tokenizer": checkpoint.tokenizer.to_json(),
+    }
+    if quantization is not None:
+        document["recipe"] = dict(quantization.recipe)
+        document["quantized"] = {name: _describe(name, quantization) for name in quantization.weights}
+        for name, weight in quantization.weights.items():
+            del state[name]
+            state |= {f"{name}.{part}": torch.from_numpy(value) for part, value in _parts(weight).items()}
+        for name, shift in quantization.bias_shifts.items():
+            state[f"{name}.bias_shift"] = torch.from_numpy(shift)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.mkdir(parents=True)
+        safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
+        (beside / CONFIG_FILE).write_text(json.dumps(document, indent=1))
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _load_folder(path: Path) -> Checkpoint:
+    document = _read_config(path)
+    weights_path = path / WEIGHTS_FILE
+    if not weights_path.is_file():
+        raise ValueError(f"{path} has no {WEIGHTS_FILE}; the checkpoint is not whole")
+    try:
+        state = safetensors.torch.load_file(weights_path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{weights_path} is damaged: {error}") from error
+    try:
+        network = build(document["model"])
+        quantization = _take_quantization(document, state)
+        for name, weight in quantization.weights.items() if quantization else ():
+            state[name] = torch.from_numpy(weight.dequantize())
+        network.load_state_dict(state)
+        return Checkpoint(
+            network=network.eval(),
+            front_end=FrontEnd.from_json(document["front_end"]),
+            tokenizer=CharTokenizer.from_json(document["tokenizer"]),
+            quantization=quantization,
+        )
+    except (KeyError, RuntimeError, ValueError) as error:
+        summary = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: {summary}") from error
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{path} has no {CONFIG_FILE}; it is not a checkpoint folder")
+    try:
+        document = json.loads((path / CONFIG_FILE).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / CONFIG_FILE} is not JSON: {error}") from error
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise ValueError(f"{path / CONFIG_FILE} does not describe a subtone checkpoint")
+    if document.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is a checkpoint of version {document.get('version')}; this subtone reads {VERSION}"
+        )
+    return document
+
+
+def _describe(name: str, quantization: Quantization) -> dict[str, Any]:
+    weight = quantization.weights[name]
+    return {
+        "shape": list(weight.shape),
+        "bits": weight.bits,
+        "num_levels": weight.num_levels,
+        "activation_bits": quantization.activation_bits[name],
+    }
+
+
+def _parts(weight: QTensor) -> dict[str, NDArray]:
+    parts = {"codes": weight.codes, "scale": weight.scale, "zero_point": weight.zero_point}
+    return parts if weight.codebook is None else parts | {"codebook": weight.codebook}
+
+
+def _take_quantization(document: Mapping[str, Any], state: dict[str, torch.Tensor]) -> Quantization | None:
+    """The quantization in `document`, its parts taken out of `state`."""
+    if "quantized" not in document:
+        return None
+    weights, shifts, activation_bits = {}, {}, {}
+    for name, entry in document["quantized"].items():
+        parts = {part: state.pop(f"{name}.{part}").numpy() for part in ("codes", "scale", "zero_point")}
+        codebook = state.pop(f"{name}.codebook", None)
+        shift = state.pop(f"{name}.bias_shift", None)
+        weights[name] = QTensor(
+            **parts,
+            shape=tuple(entry["shape"]),
+            bits=entry["bits"],
+            num_levels=entry["num_levels"],
+            codebook=None if codebook is None else codebook.numpy(),
+        )
+        activation_bits[name] = entry["activation_bits"]
+        if shift is not None:
+            shifts[name] = shift.numpy()
+    return Quantization(
+        weights=weights, activation_bits=activation_bits, bias_shifts=shifts, recipe=document["recipe"]
+    )
