@@ -1,0 +1,1 @@
+"""From a torch network to the program that a packed file holds."""
