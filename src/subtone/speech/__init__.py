@@ -1,0 +1,27 @@
+"""Sound in, words out, in NumPy: the same code trains a model and serves a packed file."""
+
+from subtone.speech.audio import AudioError, audio_blocks, check_samples, read_audio
+from subtone.speech.data import Utterance, read_manifest, spread, write_manifest
+from subtone.speech.decode import collapse_ctc, greedy_ctc
+from subtone.speech.features import FrontEnd
+from subtone.speech.recognize import Recognizer, Transcript
+from subtone.speech.text import CharTokenizer, WordErrors, word_errors
+
+__all__ = [
+    "AudioError",
+    "CharTokenizer",
+    "FrontEnd",
+    "Recognizer",
+    "Transcript",
+    "Utterance",
+    "WordErrors",
+    "audio_blocks",
+    "check_samples",
+    "collapse_ctc",
+    "greedy_ctc",
+    "read_audio",
+    "read_manifest",
+    "spread",
+    "word_errors",
+    "write_manifest",
+]

@@ -1,0 +1,132 @@
+"""Words as labels and back, and how many words are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+import jiwer
+
+
+@dataclasses.dataclass(frozen=True)
+class CharTokenizer:
+    """One label a character; the CTC blank comes after the last label.
+
+    >>> tokenizer = CharTokenizer((" ", "a", "b"))
+    >>> tokenizer.encode("a b"), tokenizer.decode([1, 0, 2]), tokenizer.blank_index
+    ([1, 0, 2], 'a b', 3)
+    """
+
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.labels, tuple) and len(self.labels) > 0, "labels are not a tuple of characters"
+        )
+        for label in self.labels:
+            _require(isinstance(label, str) and len(label) == 1, f"label {label!r} is not one character")
+        _require(len(set(self.labels)) == len(self.labels), f"labels {self.labels} repeat a character")
+
+    @property
+    def blank_index(self) -> int:
+        return len(self.labels)
+
+    def encode(self, text: str) -> list[int]:
+        """Label of each character; ValueError at one that has none (see `normalize`)."""
+        index_of = {label: index for index, label in enumerate(self.labels)}
+        for character in text:
+            if character not in index_of:
+                raise ValueError(
+                    f"character {character!r} of {text!r:.60} is no label; normalize the text or "
+                    f"leave the utterance out (labels: {''.join(self.labels)!r})"
+                )
+        return [index_of[character] for character in text]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The characters of label indices, blanks not among them."""
+        return "".join(self.labels[index] for index in indices)
+
+    def normalize(self, text: str) -> str:
+        """`text` in these labels: lower case and without accents where the labels lack them.
+
+        What they cannot spell becomes a space, spaces are joined. Write numbers out first: a
+        digit without a label is lost.
+
+        >>> CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'")).normalize("Don\u2019t  stop, Ren\u00e9e!")
+        "don't stop renee"
+        """
+        composed = unicodedata.normalize("NFC", text).replace("\u2019", "'")
+        return " ".join("".join(map(self._spell, composed)).split())
+
+    def _spell(self, character: str) -> str:
+        """`character` in these labels: as it is, in the other case, or its parts without accents."""
+        for candidate in (character, character.lower(), character.upper()):
+            if candidate in self.labels:
+                return candidate
+        parts = [part for part in unicodedata.normalize("NFKD", character) if not unicodedata.combining(part)]
+        return " " if parts == [character] else "".join(map(self._spell, parts))
+
+    def to_json(self) -> dict:
+        return {"kind": "characters", "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, document: Mapping) -> CharTokenizer:
+        """The tokenizer a file describes; ValueError on anything else."""
+        _require(
+            isinstance(document, Mapping) and set(document) == {"kind", "labels"},
+            f"the tokenizer needs the keys kind and labels, not {document!r:.80}",
+        )
+        _require(document["kind"] == "characters", f"the tokenizer's kind={document['kind']!r} is unknown")
+        _require(isinstance(document["labels"], list), "the tokenizer's labels are not a list")
+        return cls(tuple(document["labels"]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordErrors:
+    """How many words were exchanged, put in and left out, of how many in the reference.
+
+    >>> word_errors("a b c", "a x") + word_errors("", "y")
+    WordErrors(substitutions=1, insertions=1, deletions=1, words=3)
+    """
+
+    substitutions: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    words: int = 0
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.insertions + self.deletions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference word; without any words 0 if there are no errors, else infinite."""
+        if self.words:
+            return self.errors / self.words
+        return float("inf") if self.errors else 0.0
+
+    def __add__(self, other: WordErrors) -> WordErrors:
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return WordErrors(**{name: mine[name] + theirs[name] for name in mine})
+
+
+def word_errors(reference: str, hypothesis: str) -> WordErrors:
+    """Fewest word changes that turn `reference` into `hypothesis`, words as they are spelt.
+
+    Both are split at white space; an empty reference makes every word of the hypothesis an
+    insertion, an empty hypothesis every word of the reference a deletion.
+    """
+    reference, hypothesis = (" ".join(text.split()) for text in (reference, hypothesis))
+    counts = jiwer.process_words(reference, hypothesis)
+    return WordErrors(
+        substitutions=counts.substitutions,
+        insertions=counts.insertions,
+        deletions=counts.deletions,
+        words=len(reference.split()),
+    )
+
+
+def _require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise ValueError(complaint)
