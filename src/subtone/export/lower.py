@@ -219,7 +219,9 @@ def _lower_batch_norm(graph: _Graph, node: Node) -> None:
     )
     gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + node.args[6])
     bias = (0.0 if beta is None else beta) - mean * gain
-    names = f"{node.name}.gain", f"{node.name}.bias"
+    module = source_of(node)
+    owner = module if f"{module}.gain" not in graph.constants else node.name  # a module may run twice
+    names = f"{owner}.gain", f"{owner}.shift"
     graph.constants |= {names[0]: gain.astype(np.float32), names[1]: bias.astype(np.float32)}
     features = graph.value(node.args[0], channel_axis=1)
     graph.emit(

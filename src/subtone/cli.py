@@ -1,0 +1,249 @@
+"""The command line: `subtone --help`.
+
+Torch is imported only inside the commands that need it. Results go to stdout (with --json: one
+document and nothing else), everything else to stderr. Exit codes: 0 done, 1 failed, 2 misused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from subtone.report.evaluate import Heard
+    from subtone.speech.recognize import Recognizer
+
+app = typer.Typer(
+    name="subtone",
+    help="Speech recognition below eight bits: quantize, pack and run ASR models on a plain CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make or read corpora.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = typer.Typer(
+    help="Measure speed beside other run times.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+log = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of a packed model; 0: all cores.")]
+
+
+def main() -> None:
+    """Run the command line; every mistake ends in one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; nothing was left half-written")
+        sys.exit(1)
+    except ValueError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except (OSError, MemoryError, ImportError) as error:
+        _complain(str(error) or type(error).__name__)
+        sys.exit(1)
+
+
+def _complain(text: str) -> None:
+    print(f"subtone: {' '.join(text.split())}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Any]:
+    """A callback (done, total) that moves a bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=log, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(document: Any, *, as_json: bool, table: Any) -> None:
+    if as_json:
+        json.dump(document, sys.stdout, indent=1)
+        print()
+    else:
+        Console().print(table)
+
+
+def _recognizer(path: Path, threads: int) -> Recognizer:
+    """Whatever `path` is: a packed file, or a checkpoint in torch."""
+    if path.is_dir() or path.suffix == ".nemo":
+        from subtone.quantize.simulate import recognizer_of
+        from subtone.models.checkpoints import load_checkpoint
+
+        return recognizer_of(load_checkpoint(path), threads=threads)
+    from subtone.runtime.session import Session
+
+    return Session.load(path, threads=threads).recognizer
+
+
+def _hear_manifest(path: Path, manifest: Path, limit: int | None, threads: int) -> list[Heard]:
+    from subtone.report.evaluate import evaluate, load_heard
+    from subtone.speech.data import read_manifest, spread
+
+    if path.suffix == ".jsonl":
+        return load_heard(path)
+    utterances = read_manifest(manifest)
+    utterances = spread(utterances, limit) if limit else utterances
+    recognizer = _recognizer(path, threads)
+    with progress_bar(f"{path.name} hears {manifest.parent.name or manifest.name}") as move:
+        return evaluate(recognizer, utterances, move)
+
+
+@app.command()
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/ptq-w8.toml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the quantized checkpoint.")],
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Manifest whose sound bias correction may hear.")
+    ] = None,
+    limit: Limit = None,
+) -> None:
+    """Bring a checkpoint's weights to few bits, as a recipe says.
+
+    Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
+    """
+    from subtone.models.checkpoints import load_checkpoint, save_checkpoint
+    from subtone.quantize import Recipe, quantize_checkpoint
+    from subtone.speech.data import read_manifest, spread
+
+    settings = Recipe.load(recipe)
+    source = load_checkpoint(checkpoint)
+    utterances = read_manifest(calibrate) if calibrate else []
+    utterances = spread(utterances, limit) if limit else utterances
+    with progress_bar("quantizing") as move:
+        result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)
+    save_checkpoint(out, result)
+    assert result.quantization is not None
+    log.print(f"{out}: {len(result.quantization.weights)} weights by {settings.name}")
+
+
+@app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
+    file: Annotated[Path, typer.Argument(help="The packed file to write.")],
+) -> None:
+    """Write a checkpoint as one packed file that runs without torch.
+
+    Example: subtone pack q8/ q8.subtone
+    """
+    from subtone.export.package import package
+    from subtone.models.checkpoints import load_checkpoint
+    from subtone.pack import write_packed
+
+    if file.suffix != ".subtone":
+        raise ValueError(f"file={file} must end in .subtone")
+    write_packed(file, package(load_checkpoint(checkpoint), name=checkpoint.name))
+    log.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_json: AsJson = False) -> None:
+    """List every layer of a packed file: bits, grid, distinct values, bytes; and what stayed float.
+
+    Example: subtone inspect q8.subtone
+    """
+    from subtone.report.inspect import describe
+    from subtone.report.tables import inspection
+
+    document = describe(file)
+    _show(document, as_json=as_json, table=None if as_json else inspection(document))
+
+
+@app.command()
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="A packed file, a checkpoint folder or a .nemo file.")],
+    audio: Annotated[list[Path], typer.Argument(help="Sound in any format soundfile reads.")],
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print the words in each audio file, one line a file.
+
+    Example: subtone transcribe q8.subtone a.flac b.wav c.opus
+    """
+    recognizer = _recognizer(file, threads)
+    results = []
+    for path in audio:
+        results.append({"audio": str(path), "text": recognizer.hear_file(path)})
+        if not as_json:
+            print(f"{path}: {results[-1]['text']}" if len(audio) > 1 else results[-1]["text"], flush=True)
+    if as_json:
+        _show(results, as_json=True, table=None)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[
+        Path, typer.Argument(help="A packed file, a checkpoint folder, a .nemo file, or what --save wrote.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="JSON lines, or the folder that holds manifest.jsonl.")],
+    limit: Limit = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write what was heard, a .jsonl for `subtone compare`.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Word error rate with its interval, errors by kind, real-time factor, latency and memory.
+
+    Example: subtone evaluate q8.subtone test-clean/manifest.jsonl --json
+    """
+    from subtone.report.evaluate import save_heard, summarize
+    from subtone.report.tables import evaluation
+
+    if save is not None and save.suffix != ".jsonl":
+        raise ValueError(f"save={save} must end in .jsonl")
+    heard = _hear_manifest(file, manifest, limit, threads)
+    if save is not None:
+        save_heard(save, heard)
+    document = {"model": str(file), "manifest": str(manifest), **summarize(heard)}
+    _show(document, as_json=as_json, table=None if as_json else evaluation([document]))
+
+
+@app.command()
+def compare(
+    before: Annotated[
+        Path, typer.Argument(metavar="A", help="A model, or what `subtone evaluate --save` wrote.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same, to be compared with A.")],
+    manifest: Annotated[Path, typer.Argument(help="What both hear.")],
+    limit: Limit = None,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The paired difference in word error rate, B less A, with its interval over speakers.
+
+    Example: subtone compare model.nemo q8.subtone test-clean/manifest.jsonl --json
+    """
+    from subtone.report.evaluate import compare as compare_heard
+    from subtone.report.tables import comparison
+
+    heard = [_hear_manifest(path, manifest, limit, threads) for path in (before, after)]
+    document = {
+        "before": str(before),
+        "after": str(after),
+        "manifest": str(manifest),
+        **compare_heard(*heard),
+    }
+    _show(document, as_json=as_json, table=None if as_json else comparison(document))

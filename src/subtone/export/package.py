@@ -1,0 +1,27 @@
+"""A checkpoint as a packed model: its program and all that stands before and behind it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from subtone.export.lower import lower
+from subtone.models.checkpoints import Checkpoint
+from subtone.pack import PackedModel
+
+
+def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
+    """What `write_packed` writes of `checkpoint`; `name` says where it came from."""
+    program, constants = lower(checkpoint.network, quantization=checkpoint.quantization)
+    quantization = checkpoint.quantization
+    return PackedModel(
+        program=program,
+        constants=constants,
+        front_end=checkpoint.front_end.to_json(),
+        tokenizer=checkpoint.tokenizer.to_json(),
+        recipe=dict(quantization.recipe) if quantization else {},
+        provenance={
+            "subtone": importlib.metadata.version("subtone"),
+            "checkpoint": name,
+            "parameters": sum(value.numel() for value in checkpoint.network.parameters()),
+        },
+    )

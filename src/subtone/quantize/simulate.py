@@ -1,0 +1,54 @@
+"""The packed arithmetic inside torch: what a quantized checkpoint hears before it is packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from subtone.models.checkpoints import Checkpoint, Quantization
+from subtone.quantize.fake import fake_quantize_activations
+
+
+def simulate(network: nn.Module, quantization: Quantization) -> list[RemovableHandle]:
+    """Make `network`, whose weights are the decoded ones, round its activations and shift its biases.
+
+    By hooks, so that the network stays plain torch; remove them by their handles. Channels lie
+    last for Linear and second for convolutions.
+    """
+    handles: list[RemovableHandle] = []
+    for path in quantization.weights:
+        module = network.get_submodule(path.rpartition(".")[0])
+        channel_axis = -1 if isinstance(module, nn.Linear) else 1
+        bits = quantization.activation_bits[path]
+        if bits:
+            handles.append(module.register_forward_pre_hook(_rounding(bits, channel_axis)))
+        if path in quantization.bias_shifts:
+            shift = torch.from_numpy(quantization.bias_shifts[path])
+            handles.append(module.register_forward_hook(_shifting(shift, channel_axis)))
+    return handles
+
+
+def simulated(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint`, hearing as its packed file will: up to the order of sums the same numbers."""
+    if checkpoint.quantization is not None:
+        simulate(checkpoint.network, checkpoint.quantization)
+    return checkpoint
+
+
+def _rounding(bits: int, channel_axis: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        features = inputs[0].movedim(channel_axis, -1)
+        return (fake_quantize_activations(features, bits).movedim(-1, channel_axis), *inputs[1:])
+
+    return hook
+
+
+def _shifting(shift: Tensor, channel_axis: int) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + (shift if channel_axis == -1 else shift[:, None])
+
+    return hook

@@ -1,0 +1,81 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+CHANGED_SHOWN = 10
+
+
+def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a model, of `evaluate.summarize` and, where they are known, "bytes"."""
+    table = Table(title=f"{rows[0]['utterances']} utterances, {rows[0]['duration_s']:.0f} s of speech")
+    table.add_column("model")
+    for name in ("WER %", "95 % interval", "sub / ins / del", "MB", "RTF", "p50 ms", "p90", "p99", "peak MB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        low, high = row["wer_interval_percent"]
+        latency = row["latency_ms"]
+        table.add_row(
+            str(row["model"]),
+            f"{row['wer_percent']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{row['substitutions']} / {row['insertions']} / {row['deletions']}",
+            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "",
+            f"{row['real_time_factor']:.4f}",
+            *(f"{latency[rank]:.1f}" for rank in ("p50", "p90", "p99")),
+            f"{row['peak_memory_mb']:.0f}",
+        )
+    return table
+
+
+def comparison(document: Mapping[str, Any]) -> Group:
+    """The difference of two models, and the first utterances that they heard differently."""
+    low, high = document["difference_interval_percent"]
+    table = Table(title=f"{document['utterances']} utterances of {document['speakers']} speakers, paired")
+    for name in ("", "A", "B"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("model", document["before"], document["after"])
+    table.add_row("WER %", *(f"{value:.2f}" for value in document["wer_percent"]))
+    for kind in ("substitutions", "insertions", "deletions"):
+        table.add_row(kind, *(str(value) for value in document[kind]))
+    table.add_row("B less A", "", f"{document['difference_percent']:+.2f}")
+    table.add_row("95 % interval", "", f"{low:+.2f} to {high:+.2f}")
+    changed = Table(title=f"{len(document['changed'])} utterances changed", show_lines=True)
+    for name in ("utterance", "heard", "errors"):
+        changed.add_column(name)
+    for item in document["changed"][:CHANGED_SHOWN]:
+        before, after = item["errors"]
+        changed.add_row(
+            item["audio"],
+            f"= {item['reference']}\nA {item['before']}\nB {item['after']}",
+            f"{before} > {after}",
+        )
+    if len(document["changed"]) > CHANGED_SHOWN:
+        changed.caption = f"{len(document['changed']) - CHANGED_SHOWN} more with --json"
+    return Group(table, changed) if document["changed"] else Group(table)
+
+
+def race(document: Mapping[str, Any]) -> Table:
+    """One row a candidate of `subtone bench model`."""
+    table = Table(
+        title=f"{document['utterances']} utterances, {document['duration_s']:.0f} s of speech, "
+        f"{document['threads']} threads, {document['rounds']} rounds"
+    )
+    table.add_column("candidate")
+    for name in ("ms per s of speech", "real-time factor", f"{document['ours']} is faster by", "quartiles"):
+        table.add_column(name, justify="right")
+    for row in document["candidates"]:
+        low, high = row["quartiles"]
+        table.add_row(
+            row["candidate"],
+            f"{1000 * row['real_time_factor']:.2f}",
+            f"{row['real_time_factor']:.5f}",
+            f"{row['ours_is_faster_by']:.2f}x",
+            f"{low:.2f} to {high:.2f}",
+        )
+    return table
