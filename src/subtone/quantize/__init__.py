@@ -1,0 +1,48 @@
+"""How weights reach few bits, in torch: recipes, grids, ranges, fake quantization, methods.
+
+METHODS names every method; adding one is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from subtone.models.checkpoints import Quantization
+from subtone.quantize.calibration import gather_input_means
+from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
+from subtone.quantize.linear import Linear, quantize_weight
+from subtone.quantize.method import Batch, Method, decoded_twin
+from subtone.quantize.rules import Recipe, Rule, Settings, assign
+from subtone.quantize.weights import quantizable_weights, weight_kind
+
+METHODS: dict[str, type[Method]] = {"linear": Linear}
+"""Method, as a recipe names it -> its class."""
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method that `recipe` asks for; a misspelt one suggests the nearest."""
+    if recipe.method not in METHODS:
+        near = difflib.get_close_matches(recipe.method, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(METHODS)}"
+        raise ValueError(f"recipe {recipe.name}: method={recipe.method!r} is not known; {hint}")
+    return METHODS[recipe.method](recipe)
+
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "Quantization",
+    "Recipe",
+    "Rule",
+    "Settings",
+    "assign",
+    "decoded_twin",
+    "fake_quantize_activations",
+    "fake_quantize_weight",
+    "gather_input_means",
+    "method_of",
+    "quantizable_weights",
+    "quantize_weight",
+    "weight_kind",
+]

@@ -1,0 +1,109 @@
+"""Fake quantization: float in, float on the grid out, with a gradient for training.
+
+The values are those of the packed model, bit for bit; the gradient is straight-through (Bengio et
+al. 2013), as in all five papers: 1 where a value lies within the grid's range, 0 where it was
+clipped. Scales and zero points carry no gradient here (int4's stop-gradient on the maximum;
+PAPERS.md, int4-grad).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from subtone import numerics
+from subtone.numerics import largest_symmetric_level
+from subtone.quantize import grids
+from subtone.quantize.grids import Grid
+from subtone.quantize.ranges import fit_grid, group_count
+from subtone.quantize.rules import Settings
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`quantized` itself; its gradient goes to `values` where `is_inside`.
+
+    Not the usual `values + (quantized - values).detach()`: that sum rounds, and then a forward
+    pass would not see the stored values.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, quantized: Tensor, is_inside: Tensor) -> Tensor:
+        ctx.save_for_backward(is_inside)
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (is_inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradients[0] * is_inside, None, None
+
+
+def straight_through(values: Tensor, quantized: Tensor, is_inside: Tensor) -> Tensor:
+    """`quantized` exactly, with the gradient of `values` where `is_inside` and 0 elsewhere."""
+    return _StraightThrough.apply(values, quantized, is_inside)  # type: ignore[no-any-return]
+
+
+def fake_quantize_weight(weight: Tensor, settings: Settings, *, name: str = "the weight") -> Tensor:
+    """`weight` on the grid of `settings`: what `QTensor.dequantize()` gives after a freeze.
+
+    Args:
+        weight: its own torch shape (out, in, *taps); half precision is computed in float32.
+        settings: a uniform grid, symmetric or asymmetric.
+        name: stands in errors.
+
+    >>> weight = torch.tensor([[-0.9, 0.2, 0.7]], requires_grad=True)
+    >>> fake_quantize_weight(weight, Settings(bits=2))
+    tensor([[-0.9000,  0.0000,  0.9000]], grad_fn=<_StraightThroughBackward>)
+    """
+    if settings.bits is None:
+        return weight
+    if settings.grid == "codebook":
+        raise ValueError(f"{name} has grid='codebook', which has no uniform grid; use 'symmetric'")
+    flat = grids.flatten_weight(weight.to(torch.float32))
+    grid = fit_grid(flat, settings, group_count=group_count(tuple(weight.shape), settings, name=name))
+    quantized = fake_quantize_on_grid(flat, grid, settings.bits, is_symmetric=settings.is_symmetric)
+    return grids.unflatten_weight(quantized, tuple(weight.shape)).to(weight.dtype)
+
+
+def fake_quantize_on_grid(flat: Tensor, grid: Grid, bits: int, *, is_symmetric: bool) -> Tensor:
+    """A flattened weight (out, columns) on a `grid` of (1, 1), (out, 1) or (out, groups)."""
+    with torch.no_grad():
+        columns = flat.shape[1]
+        spread = Grid(
+            *(
+                part if part.shape[1] == 1 else part.repeat_interleave(columns // part.shape[1], dim=1)
+                for part in grid
+            )
+        )
+        positions = grids.positions_on_grid(flat, spread)
+        codes = positions.clamp(grids.lowest_code(bits, is_symmetric=is_symmetric), 2**bits - 1)
+        quantized = grids.values_on_grid(codes, spread)
+    return straight_through(flat, quantized, positions == codes)
+
+
+def fake_quantize_activations(features: Tensor, bits: int = 8) -> Tensor:
+    """`features` on the run time's dynamic grid: `levels * scale` of `numerics.quantize_dynamic`.
+
+    One scale a frame, over the last axis, so QAT sees exactly what an integer product will see. A
+    silent frame gives zeros. Nothing is ever clipped, so the gradient is 1 everywhere.
+
+    Args:
+        features: (..., K), channels last.
+        bits: 2 to 8.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"activation_bits={bits} has no signed grid; use 2 to 8")
+    with torch.no_grad():
+        values = features.detach().to(torch.float32)
+        limit = largest_symmetric_level(bits)
+        absmax = values.abs().amax(-1, keepdim=True)
+        is_silent = absmax < float(np.float32(numerics.SILENT_ABSMAX))
+        safe = torch.where(is_silent, torch.ones_like(absmax), absmax)
+        zero = torch.zeros_like(absmax)
+        inverse = torch.where(is_silent, zero, torch.full_like(safe, limit) / safe)
+        scale = torch.where(is_silent, zero, grids.divided(absmax, limit))
+        quantized = (grids.round_half_up(values * inverse) * scale).to(features.dtype)
+    return straight_through(features, quantized, torch.ones_like(quantized, dtype=torch.bool))
