@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference import features as reference
 
 from subtone.speech import AudioError, FrontEnd
-from tests.reference import features as reference
 
 EPSILON = 2.0**-23
 FRONT_END = FrontEnd()
@@ -56,9 +56,15 @@ def test_features_equal_the_loop_that_reads_like_the_description():
 
 
 def test_mel_filters_equal_the_loop():
-    for sizes in ((64, 16000, 512, 0.0, 8000.0), (80, 16000, 512, 20.0, 7600.0), (40, 8000, 256, 100.0, 4000.0)):
+    for sizes in (
+        (64, 16000, 512, 0.0, 8000.0),
+        (80, 16000, 512, 20.0, 7600.0),
+        (40, 8000, 256, 100.0, 4000.0),
+    ):
         num_mels, rate_hz, fft_size, low_hz, high_hz = sizes
-        front_end = FrontEnd(num_mels=num_mels, rate_hz=rate_hz, fft_size=fft_size, low_hz=low_hz, high_hz=high_hz)
+        front_end = FrontEnd(
+            num_mels=num_mels, rate_hz=rate_hz, fft_size=fft_size, low_hz=low_hz, high_hz=high_hz
+        )
         expected = [reference.mel_filter(index, *sizes) for index in range(num_mels)]
         # Equal corners, computed in another order: a few float64 roundings, then float32's half.
         np.testing.assert_allclose(front_end.mel_filters, expected, rtol=EPSILON, atol=1e-12)
@@ -70,9 +76,7 @@ def test_features_equal_torch_stft_in_float64():
     x = torch.from_numpy(samples).double()
     x = torch.cat([x[:1], x[1:] - 0.97 * x[:-1]])
     window = torch.hann_window(320, periodic=False, dtype=torch.float64)
-    spectrum = torch.stft(
-        x, 512, 160, 320, window, center=True, pad_mode="constant", return_complex=True
-    )
+    spectrum = torch.stft(x, 512, 160, 320, window, center=True, pad_mode="constant", return_complex=True)
     filters = torch.from_numpy(FRONT_END.mel_filters.copy()).double()
     log_mel = torch.log(filters @ spectrum.abs() ** 2 + 2.0**-24).T.numpy()
     assert len(log_mel) == 101  # torch adds a frame centred beyond the last sample
@@ -159,7 +163,9 @@ def test_the_sound_is_left_as_it_was():
     assert np.array_equal(samples, before)
 
 
-@pytest.mark.parametrize("bad", [np.zeros(0), np.zeros((2, 5)), np.array([0.0, np.nan]), np.zeros(3, np.int16)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros(0), np.zeros((2, 5)), np.array([0.0, np.nan]), np.zeros(3, np.int16)]
+)
 def test_what_is_no_sound_is_refused(bad):
     with pytest.raises(AudioError):
         FRONT_END(bad)
@@ -204,7 +210,7 @@ def test_a_front_end_that_cannot_be_is_refused_with_the_reason(change, message):
 def test_a_front_end_with_a_missing_key_or_of_another_kind_is_refused():
     document = FRONT_END.to_json()
     del document["hop_ms"]
-    with pytest.raises(ValueError, match="lacks .'hop_ms'."):
+    with pytest.raises(ValueError, match=r"lacks \['hop_ms'\]"):
         FrontEnd.from_json(document)
     with pytest.raises(ValueError, match="not a JSON object"):
         FrontEnd.from_json([])

@@ -94,7 +94,8 @@ class Recognizer:
 
     def _hear(self, blocks: Iterable[NDArray[np.float32]]) -> Transcript:
         best, num_samples = np.zeros(0, np.intp), 0
-        for start, window in self._windows(blocks):
+        sizes = {"length": self.window_samples, "overlap": self.overlap_samples, "step": self.step_samples}
+        for start, window in cut_windows(blocks, **sizes):
             best = join_paths(
                 best, self._path(window), start // self.step_samples, self.tokenizer.blank_index
             )
@@ -114,27 +115,39 @@ class Recognizer:
             )
         return np.argmax(logits, axis=1)
 
-    def _windows(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(first sample, samples) of each window, in order; two windows of sound held at most."""
-        length, overlap = self.window_samples, self.overlap_samples
-        most = 2 * length - overlap  # what two windows cover
-        start, held = 0, np.zeros(0, np.float32)
-        for block in blocks:
-            # A block may be a whole sound of hours: it is taken in pieces.
-            for piece in np.split(block, range(length, len(block), length)):
-                held = np.concatenate([held, piece])
-                while len(held) > most:
-                    yield start, held[:length]
-                    start, held = start + length - overlap, held[length - overlap :]
-        if len(held) <= length:
-            yield start, held
-            return
-        first = -(-(len(held) + overlap) // (2 * self.step_samples)) * self.step_samples
-        yield start, held[:first]
-        yield start + first - overlap, held[first - overlap :]
-
     def _whole_steps(self, seconds: float) -> int:
         return int(seconds * self.front_end.rate_hz) // self.step_samples * self.step_samples
+
+
+def cut_windows(
+    blocks: Iterable[NDArray[np.float32]], *, length: int, overlap: int, step: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(first sample, samples) of overlapping windows over a sound given block by block.
+
+    All sizes in samples, `length` and `overlap` whole steps, `overlap` at most half of `length`.
+    A sound of at most `length` is one window. Otherwise windows of `length` share `overlap`
+    samples, until two cover the rest: those are equally long but for a step. Every window starts
+    at a whole step; at most two windows and a block are held.
+
+    >>> blocks = [np.zeros(25, np.float32)]
+    >>> [(start, len(window)) for start, window in cut_windows(blocks, length=10, overlap=2, step=1)]
+    [(0, 10), (8, 10), (16, 9)]
+    """
+    most = 2 * length - overlap  # what two windows cover
+    start, held = 0, np.zeros(0, np.float32)
+    for block in blocks:
+        # A block may be a whole sound of hours: it is taken in pieces.
+        for piece in np.split(block, range(length, len(block), length)):
+            held = np.concatenate([held, piece])
+            while len(held) > most:
+                yield start, held[:length]
+                start, held = start + length - overlap, held[length - overlap :]
+    if len(held) <= length:
+        yield start, held
+        return
+    first = -(-(len(held) + overlap) // (2 * step)) * step
+    yield start, held[:first]
+    yield start + first - overlap, held[first - overlap :]
 
 
 def join_paths(
