@@ -6,10 +6,10 @@ document and nothing else), everything else to stderr. Exit codes: 0 done, 1 fai
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +41,7 @@ log = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of a packed model; 0: all cores.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
 
 
 def main() -> None:
@@ -88,10 +88,13 @@ def _show(document: Any, *, as_json: bool, table: Any) -> None:
 def _recognizer(path: Path, threads: int) -> Recognizer:
     """Whatever `path` is: a packed file, or a checkpoint in torch."""
     if path.is_dir() or path.suffix == ".nemo":
-        from subtone.quantize.simulate import recognizer_of
-        from subtone.models.checkpoints import load_checkpoint
+        import torch
 
-        return recognizer_of(load_checkpoint(path), threads=threads)
+        from subtone.models.checkpoints import load_checkpoint
+        from subtone.quantize.simulate import simulated
+
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        return simulated(load_checkpoint(path)).recognizer()
     from subtone.runtime.session import Session
 
     return Session.load(path, threads=threads).recognizer
@@ -115,9 +118,7 @@ def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/ptq-w8.toml.")],
     out: Annotated[Path, typer.Option(help="Folder of the quantized checkpoint.")],
-    calibrate: Annotated[
-        Path | None, typer.Option(help="Manifest whose sound bias correction may hear.")
-    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Manifest whose sound bias correction hears.")] = None,
     limit: Limit = None,
 ) -> None:
     """Bring a checkpoint's weights to few bits, as a recipe says.
@@ -125,12 +126,13 @@ def quantize(
     Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
     """
     from subtone.models.checkpoints import load_checkpoint, save_checkpoint
-    from subtone.quantize import Recipe, quantize_checkpoint
+    from subtone.quantize.apply import quantize_checkpoint
+    from subtone.quantize.rules import Recipe
     from subtone.speech.data import read_manifest, spread
 
     settings = Recipe.load(recipe)
     source = load_checkpoint(checkpoint)
-    utterances = read_manifest(calibrate) if calibrate else []
+    utterances = read_manifest(calibration) if calibration else []
     utterances = spread(utterances, limit) if limit else utterances
     with progress_bar("quantizing") as move:
         result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)

@@ -111,6 +111,11 @@ class _Graph:
 
     def value(self, node: Node, *, channel_axis: int = 0) -> str:
         """Our value for torch's `node`, whose channels must lie along `channel_axis` if that is given."""
+        if node not in self.names:
+            raise UnsupportedOperatorError(
+                f"the model computes with {self.paths.get(node.name, node.name)} outside a product; "
+                "remove parametrizations first"
+            )
         name, axis = self.names[node]
         if channel_axis and axis != channel_axis:
             raise UnsupportedOperatorError(
@@ -155,7 +160,7 @@ class _Graph:
     def _path(self, node: Node) -> str:
         if node.name not in self.paths:
             raise UnsupportedOperatorError(
-                f"{source_of(node)} computes a weight; only parameters can be packed (remove parametrizations first)"
+                f"{source_of(node)} computes a weight; remove parametrizations first"
             )
         return self.paths[node.name]
 

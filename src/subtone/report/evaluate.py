@@ -14,13 +14,14 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from subtone.files import write_text
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.recognize import Recognizer
@@ -82,11 +83,11 @@ def evaluate(
 def summarize(heard: Sequence[Heard]) -> dict[str, Any]:
     """The numbers of one model: WER in percent with its interval, errors by kind, times, memory."""
     errors = [item.errors for item in heard]
-    total = sum(errors, WordErrors(substitutions=0, insertions=0, deletions=0, words=0))
+    total = sum(errors, WordErrors())
     duration_s = sum(item.duration_s for item in heard)
     seconds = np.array([item.seconds for item in heard])
     low, high = interval(
-        [item.speaker for item in heard], [count(item) for item in errors], [item.words for item in errors]
+        [item.speaker for item in heard], [item.errors for item in errors], [item.words for item in errors]
     )
     return {
         "wer_percent": round(100 * total.rate, 4),
@@ -114,7 +115,7 @@ def compare(before: Sequence[Heard], after: Sequence[Heard]) -> dict[str, Any]:
     """
     pairs = _pair(before, after)
     words = [first.errors.words for first, _ in pairs]
-    change = [count(second.errors) - count(first.errors) for first, second in pairs]
+    change = [second.errors.errors - first.errors.errors for first, second in pairs]
     low, high = interval([first.speaker for first, _ in pairs], change, words)
     first_total, second_total = summarize(before), summarize(after)
     return {
@@ -133,16 +134,12 @@ def compare(before: Sequence[Heard], after: Sequence[Heard]) -> dict[str, Any]:
                 "reference": first.reference,
                 "before": first.hypothesis,
                 "after": second.hypothesis,
-                "errors": [count(first.errors), count(second.errors)],
+                "errors": [first.errors.errors, second.errors.errors],
             }
             for first, second in pairs
             if first.hypothesis != second.hypothesis
         ],
     }
-
-
-def count(errors: WordErrors) -> int:
-    return errors.substitutions + errors.insertions + errors.deletions
 
 
 def interval(speakers: Sequence[str], errors: Sequence[int], words: Sequence[int]) -> tuple[float, float]:
@@ -165,9 +162,9 @@ def interval(speakers: Sequence[str], errors: Sequence[int], words: Sequence[int
     return float(low), float(high)
 
 
-def save_heard(path: Path, heard: Iterable[Heard], write: Callable[[Path, str], None]) -> None:
+def save_heard(path: Path, heard: Iterable[Heard]) -> None:
     """One JSON line an utterance, for a later comparison."""
-    write(path, "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in heard))
+    write_text(path, "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in heard))
 
 
 def load_heard(path: Path) -> list[Heard]:

@@ -1,0 +1,253 @@
+"""The program computes what torch computes; what it cannot compute is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from subtone.export.lower import UnsupportedOperatorError, lower
+from subtone.models.checkpoints import Quantization
+from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
+from subtone.numerics import asymmetric_grid, symmetric_grid
+from subtone.program import Add, Affine, Constant, Conv1d, Program
+from subtone.qtensor import QTensor
+from subtone.runtime.ops import DEFINITIONS
+
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def run(program: Program, constants: Mapping[str, Constant], features: np.ndarray) -> np.ndarray:
+    values = {program.input: features}
+    for op in program.ops:
+        values[op.output] = DEFINITIONS[type(op)](op, values, constants)
+    return values[program.output]
+
+
+def in_torch(network: nn.Module, features: np.ndarray) -> np.ndarray:
+    """float64, so that the comparison has one error, not two."""
+    with torch.inference_mode():
+        return network.double()(torch.from_numpy(features).double().T[None])[0][0].numpy()
+
+
+def quartznet() -> QuartzNet:
+    torch.manual_seed(3)
+    config = QuartzNetConfig(
+        num_features=6,
+        num_outputs=5,
+        blocks=(
+            Block(filters=8, kernel=5, stride=2),
+            Block(filters=8, kernel=3, repeat=2, has_residual=True, dropout=0.1),
+            Block(
+                filters=10,
+                kernel=3,
+                dilation=2,
+                is_separable=False,
+                has_residual=True,
+                has_dense_residual=True,
+            ),
+        ),
+    )
+    network = QuartzNet(config)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight)  # half of them negative
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            with torch.no_grad():
+                module.weight[0] = 0.0
+    return network.eval()
+
+
+def sound(frames: int, width: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((frames, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 37, 200])
+def test_a_folded_program_equals_torch_with_any_batch_norm(frames: int) -> None:
+    network = quartznet()
+    program, constants = lower(network)
+    features = sound(frames)
+    ours, theirs = run(program, constants, features), in_torch(network, features)
+    # 6 layers deep, sums of at most 40 products each, of values that stay near 10.
+    bound = 6 * 40 * EPSILON * max(1.0, np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+
+def test_batch_norms_and_relus_leave_nothing_but_convolutions_and_sums() -> None:
+    program, _ = lower(quartznet())
+    assert {type(op) for op in program.ops} == {Conv1d, Add}
+    assert sum(op.relu for op in program.ops) == 4  # one a block and one between two repeats
+
+
+def test_constants_are_named_by_their_modules() -> None:
+    _, constants = lower(quartznet())
+    assert "blocks.1.units.0.pointwise.weight" in constants
+    assert "blocks.1.units.0.norm.shift" in constants
+    assert not any("running" in name for name in constants)
+
+
+class Toy(nn.Module):
+    """One module that maps (B, 4, T) to (B, T, 3)."""
+
+    frames_per_step = 1
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.config = QuartzNetConfig(num_features=4, num_outputs=3, blocks=(Block(filters=1, kernel=1),))
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.body(features), lengths
+
+
+class NormFirst(nn.Module):
+    """A BatchNorm that no convolution can take in, and a Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 3)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(torch.relu(self.norm(features)).transpose(1, 2))
+
+
+def test_a_batch_norm_without_a_convolution_stays_an_operation_of_its_own() -> None:
+    torch.manual_seed(0)
+    network = Toy(NormFirst()).eval()
+    program, constants = lower(network)
+    assert [type(op) for op in program.ops] == [Affine, Conv1d]
+    assert program.ops[0].relu
+    features = sound(9, width=4)
+    np.testing.assert_allclose(
+        run(program, constants, features), in_torch(network, features), rtol=0, atol=20 * EPSILON
+    )
+
+
+class ReusedPair(nn.Module):
+    """A convolution with bias and its BatchNorm, both run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), nn.Conv1d(4, 3, 1)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, features: Tensor) -> Tensor:
+        for _ in range(2):
+            features = torch.relu(self.norm(self.conv(features)))
+        return self.head(features).transpose(1, 2)
+
+
+def test_modules_that_run_twice_are_folded_once_each() -> None:
+    torch.manual_seed(0)
+    network = Toy(ReusedPair()).eval()
+    program, constants = lower(network)
+    features = sound(9, width=4)
+    np.testing.assert_allclose(
+        run(program, constants, features), in_torch(network, features), rtol=0, atol=100 * EPSILON
+    )
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("is_symmetric", [True, False])
+def test_a_quantized_weight_keeps_its_codes_through_folding(granularity: str, is_symmetric: bool) -> None:
+    network = quartznet()
+    weights, bits = {}, 4
+    for name, value in network.named_parameters():
+        if value.ndim < 2:
+            continue
+        array = value.detach().numpy()
+        flat = np.moveaxis(array, 1, -1).reshape(len(array), -1)
+        groups = flat.shape[1] // 2 if granularity == "group" and array.shape[1] % 2 == 0 else 1
+        cells = flat.reshape(1, 1, -1) if granularity == "tensor" else flat.reshape(len(flat), groups, -1)
+        grid = (
+            symmetric_grid(np.abs(cells).max(-1), bits)
+            if is_symmetric
+            else asymmetric_grid(cells.min(-1), cells.max(-1), bits)
+        )
+        weights[name] = QTensor.on_grid(array, grid, bits, is_symmetric=is_symmetric)
+    shift = np.arange(8, dtype=np.float32)
+    quantization = Quantization(
+        weights=weights,
+        activation_bits=dict.fromkeys(weights, 0),
+        bias_shifts={"blocks.1.units.0.pointwise.weight": shift},
+        recipe={},
+    )
+    program, constants = lower(network, quantization=quantization)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(constants[name].codes, weight.codes)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name in weights:
+                value.copy_(torch.from_numpy(weights[name].dequantize()))
+        norm = network.blocks[1].units[0].norm
+        norm.running_mean -= torch.from_numpy(shift)  # the shift stands before the BatchNorm
+    features = sound(30)
+    theirs = in_torch(network, features)
+    bound = 6 * 40 * EPSILON * max(1.0, np.abs(theirs).max())
+    np.testing.assert_allclose(run(program, constants, features), theirs, rtol=0, atol=bound)
+
+
+def test_groups_keep_their_scales_and_get_a_gain() -> None:
+    network = quartznet()
+    name = "blocks.1.units.0.pointwise.weight"
+    array = dict(network.named_parameters())[name].detach().numpy()
+    grid = symmetric_grid(np.abs(array.reshape(8, 2, 4)).max(-1), 4)
+    weight = QTensor.on_grid(array, grid, 4, is_symmetric=True)
+    program, constants = lower(
+        network,
+        quantization=Quantization(
+            weights={name: weight}, activation_bits={name: 8}, bias_shifts={}, recipe={}
+        ),
+    )
+    op = next(op for op in program.ops if isinstance(op, Conv1d) and op.weight == name)
+    np.testing.assert_array_equal(constants[name].scale, weight.scale)
+    assert op.gain == "blocks.1.units.0.norm.gain"
+    assert op.activation_bits == 8
+
+
+class WithOperator(nn.Module):
+    def __init__(self, operator) -> None:
+        super().__init__()
+        self.conv, self.operator = nn.Conv1d(4, 3, 1), operator
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.operator(self.conv(features)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (torch.cos, r"aten.cos.default of body cannot be packed"),
+        (lambda x: x + 1.0, "body adds something other than two results"),
+        (nn.Conv1d(3, 3, 3, padding="same"), "conv1d.padding of body.operator cannot be packed"),
+        (nn.Linear(64, 3), "along frames"),
+    ],
+)
+def test_an_operator_we_do_not_have_is_named_with_its_module(operator, message: str) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        lower(Toy(WithOperator(operator)).eval())
+
+
+def test_grouped_convolutions_other_than_depthwise_are_refused() -> None:
+    with pytest.raises(UnsupportedOperatorError, match="groups=2"):
+        lower(Toy(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 3, 1))).eval())
+
+
+def test_a_parametrized_weight_is_refused() -> None:
+    conv = nn.Conv1d(3, 3, 1)
+    torch.nn.utils.parametrize.register_parametrization(conv, "weight", nn.ReLU())
+    with pytest.raises(UnsupportedOperatorError, match="remove parametrizations"):
+        lower(Toy(WithOperator(conv)).eval())
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="call eval"):
+        lower(quartznet().train())
