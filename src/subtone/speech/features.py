@@ -28,7 +28,7 @@ STD_FLOOR = np.float32(1e-5)
 """Added to each feature's deviation: silence becomes zeros instead of a division by 0."""
 LARGEST_FFT_SIZE = 8192
 FRAMES_AT_ONCE = 128
-"""Frames transformed together: 0.75 MB of scratch, which stays in a core's cache."""
+"""Frames transformed together: 1 MB of scratch, which stays in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,11 @@ class FrontEnd:
     @property
     def mel_filters(self) -> NDArray[np.float32]:
         """What each feature sums, shape (num_mels, fft_size // 2 + 1), read-only."""
-        return slaney_filters(self.rate_hz, self.fft_size, self.num_mels, self.low_hz, self.high_hz)
+        return slaney_filters(*self._filter_sizes)
+
+    @property
+    def _filter_sizes(self) -> tuple[int, int, int, float, float]:
+        return self.rate_hz, self.fft_size, self.num_mels, self.low_hz, self.high_hz
 
     def num_frames(self, num_samples: int) -> int:
         """T for S samples: ceil(S / hop).
@@ -152,13 +156,13 @@ class FrontEnd:
         # The window's place within fft_size only turns phases, and the power has none: so the
         # frames are cut to the window, and the zeros all lie behind it.
         frames = np.lib.stride_tricks.sliding_window_view(emphasized, size)[::hop][:num_frames]
-        filters = np.ascontiguousarray(self.mel_filters.T)
+        bins, weights, starts = nonzero_bins(*self._filter_sizes)
         features = np.empty((num_frames, self.num_mels), np.float32)
         for start in range(0, num_frames, FRAMES_AT_ONCE):
             part = slice(start, start + FRAMES_AT_ONCE)
             spectrum = np.fft.rfft(frames[part] * self.window, self.fft_size, axis=1)
             power = np.square(spectrum.real) + np.square(spectrum.imag)
-            np.matmul(power, filters, out=features[part])
+            np.add.reduceat(power[:, bins] * weights, starts, axis=1, out=features[part])
         features += np.float32(self.log_floor)
         np.log(features, out=features)
         if self.normalize == "per_feature":
@@ -217,6 +221,21 @@ def slaney_filters(
     low, centre, high = corners_hz[:-2, None], corners_hz[1:-1, None], corners_hz[2:, None]
     rising, falling = (bins_hz - low) / (centre - low), (high - bins_hz) / (high - centre)
     return _frozen(np.maximum(0, np.minimum(rising, falling)) * (2 / (high - low)))
+
+
+@functools.lru_cache(maxsize=16)
+def nonzero_bins(
+    rate_hz: int, fft_size: int, num_mels: int, low_hz: float, high_hz: float
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.intp]]:
+    """The filters without their zeros: each entry's bin and weight, and where each filter starts.
+
+    498 entries of 16448 for QuartzNet. Summed one after the other they take 1 ms for 10 s of
+    sound. A matrix product takes 0.3 ms alone, but 70 ms when BLAS spins its threads on cores that
+    others use, and its bits then depend on how many frames go in together.
+    """
+    filters = slaney_filters(rate_hz, fft_size, num_mels, low_hz, high_hz)
+    rows, bins = np.nonzero(filters)
+    return bins, filters[rows, bins], np.searchsorted(rows, np.arange(num_mels))
 
 
 # Slaney's scale: straight to 1000 Hz (15 mel), then 27 mel for each factor of 6.4.
