@@ -9,6 +9,7 @@ import numpy as np
 
 from subtone.pack.bits import num_packed_bytes
 from subtone.pack.container import PackedModel, packed_chunks, read_packed
+from subtone.pack.header import LENGTH_BYTES
 from subtone.qtensor import QTensor
 
 
@@ -38,15 +39,15 @@ class ConstantSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedSizes:
-    """A whole file; `file_bytes` is the sum of header, padding and all constants."""
+    """A whole file: the bytes of its constants, of its header, and of all."""
 
     constants: dict[str, ConstantSize]
     header_bytes: int
-    padding_bytes: int
+    file_bytes: int
 
     @property
-    def file_bytes(self) -> int:
-        return self.header_bytes + self.padding_bytes + sum(self.sections.values())
+    def padding_bytes(self) -> int:
+        return self.file_bytes - self.header_bytes - sum(self.sections.values())
 
     @property
     def sections(self) -> dict[str, int]:
@@ -63,11 +64,16 @@ def packed_sizes(source: str | os.PathLike[str] | PackedModel) -> PackedSizes:
 
     Raises what `read_packed` or `write_packed` would.
     """
-    model = source if isinstance(source, PackedModel) else read_packed(source)
+    if isinstance(source, PackedModel):
+        model = source
+        header_bytes, *payloads = [len(chunk) for chunk in packed_chunks(model)]
+        file_bytes = header_bytes + sum(payloads)
+    else:
+        model, file_bytes = read_packed(source), os.path.getsize(source)
+        with open(source, "rb") as file:
+            header_bytes = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
     constants = {name: _size_of(constant) for name, constant in model.constants.items()}
-    header, *payload = [len(chunk) for chunk in packed_chunks(model)]
-    padding = sum(payload) - sum(constant.num_bytes for constant in constants.values())
-    return PackedSizes(constants=constants, header_bytes=header, padding_bytes=padding)
+    return PackedSizes(constants=constants, header_bytes=header_bytes, file_bytes=file_bytes)
 
 
 def _size_of(constant: QTensor | np.ndarray) -> ConstantSize:
