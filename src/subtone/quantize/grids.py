@@ -97,19 +97,6 @@ def values_on_grid(codes: Tensor, grid: Grid) -> Tensor:
     return grid.scale * (codes - grid.zero_point)
 
 
-def values_on_codebook(weights: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
-    """`scale` times the nearest of `levels` to `w / scale`, a tie going up.
-
-    Twin of `numerics.codes_on_codebook` and the lookup behind it; `levels` ascend, not padded.
-    """
-    levels = levels.to(torch.float32)
-    is_zero = scale == 0
-    safe_scale = torch.where(is_zero, torch.ones_like(scale), scale)
-    position = torch.where(is_zero, torch.zeros_like(weights), weights / safe_scale)
-    borders = (levels[1:] + levels[:-1]) * 0.5
-    return scale * levels[torch.bucketize(position.contiguous(), borders, right=True)]
-
-
 def flatten_weight(weight: Tensor) -> Tensor:
     """Twin of `qtensor.flatten_weight`: (out, in, *taps) as (out, taps * in).
 

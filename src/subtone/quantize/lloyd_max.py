@@ -51,7 +51,7 @@ def lloyd_max(values: NDArray, num_centroids: int, *, max_iterations: int = MAX_
     borders = _borders(ordered, centroids)
     errors = [_error(sums, squares, borders, centroids)]
     for _ in range(max_iterations):
-        centroids = _means(sums, borders, centroids)
+        centroids = _means(ordered, sums, borders, centroids)
         moved = _borders(ordered, centroids)
         errors.append(_error(sums, squares, moved, centroids))
         if np.array_equal(moved, borders):
@@ -99,11 +99,21 @@ def _borders(ordered: NDArray[np.float64], centroids: NDArray[np.float64]) -> ND
 
 
 def _means(
-    sums: NDArray[np.float64], borders: NDArray[np.int64], centroids: NDArray[np.float64]
+    ordered: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    borders: NDArray[np.int64],
+    centroids: NDArray[np.float64],
 ) -> NDArray[np.float64]:
+    """The mean of each cell; an empty one keeps its centroid.
+
+    A difference of two prefix sums rounds more than the cell's own sum would, so a mean is held
+    between its cell's ends: centroids then ascend whatever the rounding.
+    """
     counts = np.diff(borders)
     means = np.diff(sums[borders]) / np.maximum(counts, 1)
-    return np.where(counts > 0, means, centroids)
+    last = ordered.size - 1
+    lowest, highest = ordered[np.minimum(borders[:-1], last)], ordered[np.maximum(borders[1:] - 1, 0)]
+    return np.where(counts > 0, np.minimum(np.maximum(means, lowest), highest), centroids)
 
 
 def _error(

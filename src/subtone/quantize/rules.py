@@ -99,7 +99,7 @@ class Settings(pydantic.BaseModel):
         grid = filled.get("grid", "symmetric")
         if filled.get("range") is None and grid in tuple(RANGES_OF_GRID):
             filled["range"] = RANGES_OF_GRID[grid][0]
-        defaults: dict[str, Any] = CLIP_DEFAULTS if filled["range"] == "clip_search" else {}
+        defaults: dict[str, Any] = CLIP_DEFAULTS if filled.get("range") == "clip_search" else {}
         if filled.get("activations") == "dynamic":
             defaults = {**defaults, "activation_bits": 8}
         return {**filled, **{key: value for key, value in defaults.items() if filled.get(key) is None}}

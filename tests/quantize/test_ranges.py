@@ -1,0 +1,182 @@
+"""Ranges per tensor, channel and group, and what clip search promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.reference.clip_search import clip_search
+
+from subtone import numerics
+from subtone.quantize import Settings, quantize_weight
+from subtone.quantize.grids import cells_of
+from subtone.quantize.ranges import absmax, clip_candidates, fit_grid, percentile
+
+
+def heavy_tailed(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Weights with outliers, where clipping pays."""
+    values = np.random.default_rng(seed).standard_t(3, shape) / 10
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def error_of(weight: torch.Tensor, settings: Settings, rows: tuple[int, int], power: int) -> np.ndarray:
+    """Summed error per cell, in double precision: `rows` is the shape of `scale`."""
+    difference = weight.numpy() - quantize_weight(weight, settings).dequantize()
+    return (np.abs(difference, dtype=np.float64) ** power).reshape(*rows, -1).sum(axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "groups", "shape"), [("tensor", 1, (1, 1)), ("channel", 1, (6, 1)), ("group", 4, (6, 4))]
+)
+def test_the_granularity_is_the_shape_of_the_scale(granularity, groups, shape):
+    flat = heavy_tailed(6, 32)
+    size = 8 if granularity == "group" else None
+    for grid, zero_point in (("symmetric", (1, 1)), ("asymmetric", shape)):
+        chosen = Settings(bits=4, grid=grid, granularity=granularity, group_size=size)
+        found = fit_grid(flat, chosen, group_count=groups)
+        assert tuple(found.scale.shape) == shape
+        assert tuple(found.zero_point.shape) == zero_point
+
+
+def test_absmax_and_minmax_are_those_of_each_cell():
+    flat = heavy_tailed(6, 32)
+    cells = flat.numpy().reshape(6, 4, 8)
+    chosen = Settings(bits=5, granularity="group", group_size=8)
+    expected = (np.abs(cells).max(-1) / np.float32(15)).astype(np.float16)
+    assert np.array_equal(fit_grid(flat, chosen, group_count=4).scale.numpy(), expected)
+    chosen = Settings(bits=5, grid="asymmetric", granularity="tensor")
+    expected = (flat.numpy().max() - flat.numpy().min()) / np.float32(31)
+    assert fit_grid(flat, chosen).scale.item() == expected
+
+
+def test_one_bit_takes_the_mean_magnitude():
+    flat = heavy_tailed(3, 500)
+    grid = fit_grid(flat, Settings(bits=1))
+    mean = np.abs(flat.numpy().astype(np.float64)).mean(axis=1, keepdims=True).astype(np.float32)
+    assert np.array_equal(grid.scale.numpy(), 2 * mean)
+    assert grid.zero_point.item() == 0.5
+
+
+def test_groups_lie_along_the_inputs_of_one_tap():
+    weight = torch.zeros(1, 4, 2)
+    weight[0, :, 0] = torch.tensor([1.0, 1.0, 2.0, 2.0])
+    weight[0, :, 1] = torch.tensor([4.0, 4.0, 8.0, 8.0])
+    stored = quantize_weight(weight, Settings(bits=8, granularity="group", group_size=2))
+    expected = (np.array([[1, 2, 4, 8]], np.float32) / np.float32(127)).astype(np.float16)
+    assert np.array_equal(stored.scale, expected)
+
+
+@pytest.mark.parametrize("percent", [50.1, 75.0, 90.0, 99.0, 99.9, 100.0])
+def test_a_percentile_is_the_nearest_rank(percent):
+    cells = heavy_tailed(3, 2, 250)
+    expected = np.percentile(cells.numpy(), percent, axis=-1, method="inverted_cdf")
+    assert np.array_equal(percentile(cells, percent).numpy(), expected)
+
+
+def test_the_hundredth_percentile_is_the_whole_range():
+    flat = heavy_tailed(3, 64)
+    for grid in ("symmetric", "asymmetric"):
+        whole = fit_grid(flat, Settings(bits=4, grid=grid))
+        found = fit_grid(flat, Settings(bits=4, grid=grid, range="percentile", percentile=100.0))
+        assert all(torch.equal(*parts) for parts in zip(whole, found, strict=True))
+
+
+def test_an_asymmetric_percentile_cuts_both_ends():
+    flat = torch.arange(-10.0, 91.0).reshape(1, 101)
+    grid = fit_grid(flat, Settings(bits=8, grid="asymmetric", range="percentile", percentile=90.0)).numpy()
+    low, high = -grid.scale * grid.zero_point, grid.scale * (255 - grid.zero_point)
+    np.testing.assert_allclose([low.item(), high.item()], [0.0, 80.0], atol=1e-5)
+
+
+def test_candidates_are_those_of_the_papers():
+    assert clip_candidates(Settings(bits=2, range="clip_search")) == [
+        1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5,
+    ]  # fmt: skip
+    fine = Settings(bits=2, range="clip_search", clip_low=0.8, clip_step=0.02)
+    assert len(clip_candidates(fine)) == 11
+    assert clip_candidates(fine)[-1] == 0.8
+
+
+def test_no_clipping_is_always_a_candidate():
+    chosen = Settings(bits=2, range="clip_search", clip_low=0.5, clip_high=0.7, clip_step=0.1)
+    assert clip_candidates(chosen) == [1.0, 0.7, 0.6, 0.5]
+
+
+@pytest.mark.parametrize("is_squared", [True, False])
+@pytest.mark.parametrize("is_symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_clip_search_equals_the_loop_of_the_reference(bits, is_symmetric, is_squared):
+    flat = heavy_tailed(5, 60, seed=bits)
+    chosen = Settings(
+        bits=bits,
+        grid="symmetric" if is_symmetric else "asymmetric",
+        range="clip_search",
+        error="mse" if is_squared else "mae",
+    )
+    found = fit_grid(flat, chosen).numpy()
+    for row, cell in enumerate(flat.numpy()):
+        expected = clip_search(
+            cell, clip_candidates(chosen), bits, is_symmetric=is_symmetric, is_squared=is_squared
+        )
+        assert found.scale[row] == expected.scale
+        assert np.broadcast_to(found.zero_point, (5, 1))[row] == expected.zero_point
+
+
+@pytest.mark.parametrize(("error", "power"), [("mae", 1), ("mse", 2)])
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(
+    ("granularity", "size", "rows"),
+    [("tensor", None, (1, 1)), ("channel", None, (8, 1)), ("group", 16, (8, 4))],
+)
+def test_clip_search_never_loses_to_no_clipping(error, power, grid, granularity, size, rows):
+    weight = heavy_tailed(8, 64)
+    shape = {"bits": 3, "grid": grid, "granularity": granularity, "group_size": size}
+    plain = error_of(weight, Settings(**shape), rows, power)
+    searched = error_of(weight, Settings(**shape, range="clip_search", error=error), rows, power)
+    assert np.all(searched <= plain)
+    assert searched.sum() < 0.99 * plain.sum()
+
+
+def test_each_error_measure_wins_on_its_own_objective():
+    weight = heavy_tailed(64, 256)
+    totals = {
+        (chosen, power): error_of(
+            weight, Settings(bits=3, range="clip_search", error=chosen), (64, 1), power
+        ).sum()
+        for chosen in ("mae", "mse")
+        for power in (1, 2)
+    }
+    assert totals["mae", 1] < totals["mse", 1]
+    assert totals["mse", 2] < totals["mae", 2]
+
+
+def test_clip_search_leaves_a_constant_group_exact_and_ties_unclipped():
+    constant = torch.full((2, 8), 0.3)
+    chosen = Settings(bits=2, grid="asymmetric", range="clip_search")
+    assert np.array_equal(quantize_weight(constant, chosen).dequantize(), constant.numpy())
+    assert not quantize_weight(torch.zeros(2, 8), chosen).dequantize().any()
+
+
+def test_the_search_measures_the_grid_as_it_is_stored():
+    """Group scales are float16: what is chosen must win after that rounding."""
+    flat = heavy_tailed(16, 64, seed=5)
+    chosen = Settings(
+        bits=8, granularity="group", group_size=16, range="clip_search", clip_low=0.99, clip_step=0.001
+    )
+    found = fit_grid(flat, chosen, group_count=4)
+    assert torch.equal(found.scale, found.scale.to(torch.float16).float())
+    cells = cells_of(flat, granularity="group", groups=4).numpy()
+    totals = []
+    for factor in clip_candidates(chosen):
+        scale = numerics.symmetric_grid(absmax(torch.from_numpy(cells)).numpy() * np.float32(factor), 8).scale
+        stored = numerics.Grid(scale.astype(np.float16).astype(np.float32)[..., None], np.float32(128))
+        codes = numerics.codes_on_grid(cells, stored, 8, is_symmetric=True)
+        difference = cells - stored.scale * (codes - stored.zero_point)
+        totals.append(np.abs(difference).sum(-1, dtype=np.float64))
+    difference = flat.numpy() - quantize_weight(flat, chosen).dequantize()
+    assert np.array_equal(np.abs(difference).reshape(16, 4, 16).sum(-1, dtype=np.float64), np.min(totals, 0))
+
+
+def test_an_empty_weight_is_refused():
+    with pytest.raises(ValueError, match=r"a weight of shape \(0, 4\) has no values to quantize"):
+        fit_grid(torch.zeros(0, 4), Settings(bits=4))
