@@ -1,0 +1,76 @@
+// What a kernel reads and writes: constants packed once at load, one layout for all instruction sets.
+//
+// Letters as in subtone.h: frames t, inputs k, outputs n, groups g. Files that are compiled for one
+// instruction set include nothing but this header and <immintrin.h>: an inline function of the
+// standard library compiled there could be the copy the linker keeps for every other machine.
+#ifndef SUBTONE_KERNELS_H
+#define SUBTONE_KERNELS_H
+
+#include <stdint.h>
+
+namespace subtone {
+
+constexpr int64_t kLanes = 16;       // outputs of one vector; outputs are padded to a multiple of it
+constexpr int64_t kPanel = 64;       // outputs of one panel; the last may be 16, 32 or 48 wide
+constexpr int64_t kTileFrames = 6;   // frames x 4 vectors of sums, 4 of weights, 1 of x: 29 of 32 registers
+constexpr int32_t kLevelOffset = 128;  // stored weight = level + 128: vpdpbusd multiplies u8 by s8
+
+struct Span {
+  int64_t first, last;  // [first, last)
+};
+
+// v * gain + bias, then relu. Absent gain is 1, absent bias is -0.0f: both leave every float as it is.
+struct Finish {
+  const float* gain;  // (padded outputs)
+  const float* bias;
+  bool relu;
+};
+
+// An integer product: weights as u8, 4 inputs of one output together, each group padded to 4 inputs
+// by weights that meet a level of 0.
+struct Product {
+  int64_t inputs, outputs, padded_outputs;
+  int64_t groups, group_size, group_bytes;  // group_bytes = group_size up to a multiple of 4
+  int32_t limit;                            // largest level of an activation
+  const uint8_t* panels;                    // [panel][groups * group_bytes / 4][outputs of panel][4]
+  const float* scale;                       // [group][padded output]
+  const float* zero_point;                  // the same; null where all are 0
+  Finish finish;
+  int64_t row_bytes() const { return groups * group_bytes; }
+};
+
+// Activations of some frames on their integer grids.
+struct Levels {
+  int8_t* levels;  // [frame][row_bytes], 0 in the padding of a group
+  int32_t* sums;   // [frame][group]: sum of the group's levels
+  float* scale;    // [frame]
+};
+
+// A float convolution. Depthwise: panels of 16 channels, [panel][tap][16]. Dense: panels of 64
+// outputs, [panel][tap][input][outputs of panel]. Both padded by zeros.
+struct Convolution {
+  int64_t inputs, outputs, padded_outputs;
+  int64_t kernel, stride, dilation, padding;
+  const float* panels;
+  const float* zeros;  // one frame of zeros: what lies beyond both ends
+  Finish finish;
+};
+
+// quantize: x (frames, inputs) -> levels. multiply: levels of `frames` frames times the panels of
+// `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, inputs), whole -> frames `frames`
+// of the panels `panels` of y (all frames, outputs). Others: see subtone.h.
+struct Kernels {
+#define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
+#include "kernels.inc"
+#undef SUBTONE_KERNEL
+};
+
+#define SUBTONE_ISA_NAME(name) \
+  namespace name {             \
+  extern const Kernels kernels; \
+  }
+#include "kernels.inc"
+#undef SUBTONE_ISA_NAME
+
+}  // namespace subtone
+#endif

@@ -1,0 +1,142 @@
+// The kernels in plain C++: what every machine can run, and the short truth beside the fast ones.
+// Loops run over outputs or channels innermost, so that a compiler can vectorise them.
+#include "kernels.h"
+
+namespace subtone {
+namespace scalar {
+namespace {
+
+float finished(const Finish& finish, int64_t n, float value) {
+  value = value * finish.gain[n];
+  value = value + finish.bias[n];
+  return !finish.relu || value > 0.0f ? value : 0.0f;
+}
+
+int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
+
+void quantize(const Product& product, const float* x, int64_t frames, const Levels& out) {
+  constexpr float kSilent = 1.0f / (1ull << 50) / (1ull << 50);  // 2^-100
+  const float limit = static_cast<float>(product.limit);
+  for (int64_t t = 0; t < frames; ++t, x += product.inputs) {
+    float absmax = 0.0f;
+    for (int64_t k = 0; k < product.inputs; ++k) {
+      const float magnitude = x[k] < 0.0f ? -x[k] : x[k];
+      absmax = magnitude > absmax ? magnitude : absmax;
+    }
+    const bool silent = absmax < kSilent;
+    const float inverse = silent ? 0.0f : limit / absmax;
+    out.scale[t] = silent ? 0.0f : absmax / limit;
+    for (int64_t g = 0; g < product.groups; ++g) {
+      int8_t* row = out.levels + t * product.row_bytes() + g * product.group_bytes;
+      const float* from = x + g * product.group_size;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < product.group_size; ++k) {
+        float position = from[k] * inverse + 0.5f;  // not contracted: -ffp-contract=off
+        position = position > -128.0f ? position : -128.0f;  // finite x never needs these two
+        position = position < 127.0f ? position : 127.0f;
+        int32_t level = static_cast<int32_t>(position);
+        level -= position < static_cast<float>(level);  // floor
+        row[k] = static_cast<int8_t>(level);
+        sum += level;
+      }
+      for (int64_t k = product.group_size; k < product.group_bytes; ++k) row[k] = 0;
+      out.sums[t * product.groups + g] = sum;
+    }
+  }
+}
+
+void multiply(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
+  const int64_t quads = product.group_bytes / 4;
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    const int64_t n0 = panel * kPanel;
+    const int64_t width = smaller(kPanel, product.padded_outputs - n0);
+    for (int64_t t = 0; t < frames; ++t) {
+      const uint8_t* weights = product.panels + n0 * product.row_bytes();
+      const int8_t* levels = in.levels + t * product.row_bytes();
+      float total[kPanel] = {};
+      for (int64_t g = 0; g < product.groups; ++g) {
+        const int32_t level_sum = in.sums[t * product.groups + g];
+        int32_t sums[kPanel];
+        for (int64_t n = 0; n < width; ++n) sums[n] = -kLevelOffset * level_sum;
+        for (int64_t quad = 0; quad < quads; ++quad, levels += 4, weights += 4 * width)
+          for (int64_t n = 0; n < width; ++n)
+            sums[n] += weights[4 * n] * levels[0] + weights[4 * n + 1] * levels[1] +
+                       weights[4 * n + 2] * levels[2] + weights[4 * n + 3] * levels[3];
+        const int64_t row = g * product.padded_outputs + n0;
+        for (int64_t n = 0; n < width; ++n) {
+          float sum = static_cast<float>(sums[n]);
+          if (product.zero_point) sum = sum - product.zero_point[row + n] * static_cast<float>(level_sum);
+          total[n] = total[n] + sum * product.scale[row + n];
+        }
+      }
+      const int64_t outputs = smaller(width, product.outputs - n0);
+      for (int64_t n = 0; n < outputs; ++n)
+        y[t * product.outputs + n0 + n] = finished(product.finish, n0 + n, total[n] * in.scale[t]);
+    }
+  }
+}
+
+void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {
+  for (int64_t t = frames.first; t < frames.last; ++t)
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t n0 = panel * kLanes;
+      const int64_t width = smaller(kLanes, conv.outputs - n0);
+      const float* weights = conv.panels + n0 * conv.kernel;
+      float total[kLanes] = {};
+      for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
+        const int64_t row = t * conv.stride + tap * conv.dilation - conv.padding;
+        if (row < 0 || row >= frames_in) continue;  // adding 0 * weight changes no bit of a sum from +0
+        const float* from = x + row * conv.inputs + n0;
+        for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[n] * weights[n];
+      }
+      for (int64_t n = 0; n < width; ++n)
+        y[t * conv.outputs + n0 + n] = finished(conv.finish, n0 + n, total[n]);
+    }
+}
+
+void dense(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    const int64_t n0 = panel * kPanel;
+    const int64_t width = smaller(kPanel, conv.padded_outputs - n0);
+    for (int64_t t = frames.first; t < frames.last; ++t) {
+      const float* weights = conv.panels + n0 * conv.kernel * conv.inputs;
+      float total[kPanel] = {};
+      for (int64_t tap = 0; tap < conv.kernel; ++tap) {
+        const int64_t row = t * conv.stride + tap * conv.dilation - conv.padding;
+        const float* from = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.inputs;
+        for (int64_t k = 0; k < conv.inputs; ++k, weights += width)
+          for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[k] * weights[n];
+      }
+      const int64_t outputs = smaller(width, conv.outputs - n0);
+      for (int64_t n = 0; n < outputs; ++n)
+        y[t * conv.outputs + n0 + n] = finished(conv.finish, n0 + n, total[n]);
+    }
+  }
+}
+
+void affine(const Finish& finish, const float* x, int64_t frames, int64_t width, float* y) {
+  for (int64_t t = 0; t < frames; ++t, x += width, y += width)
+    for (int64_t n = 0; n < width; ++n) y[n] = finished(finish, n, x[n]);
+}
+
+void add(const float* x, const float* other, int64_t count, bool relu, float* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = x[i] + other[i];
+    y[i] = !relu || value > 0.0f ? value : 0.0f;
+  }
+}
+
+void relu(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] > 0.0f ? x[i] : 0.0f;
+}
+
+}  // namespace
+
+const Kernels kernels = {
+#define SUBTONE_KERNEL(name, arguments) name,
+#include "kernels.inc"
+#undef SUBTONE_KERNEL
+};
+
+}  // namespace scalar
+}  // namespace subtone
