@@ -1,0 +1,82 @@
+"""The recipes that come with the project, on the networks they are meant for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from subtone.models.nemo import network_from_nemo, read_nemo
+from subtone.models.quartznet import QuartzNet, QuartzNetConfig, quartznet_blocks
+from subtone.quantize import METHODS, Recipe, assign, quantizable_weights, quantize_weight
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+PTQ = sorted(FOLDER.glob("ptq-*.toml"))
+
+
+@pytest.fixture(scope="module")
+def quartznet() -> QuartzNet:
+    with torch.device("meta"):
+        return QuartzNet(QuartzNetConfig(blocks=quartznet_blocks(3)))
+
+
+@pytest.mark.parametrize("path", PTQ, ids=lambda path: path.stem)
+def test_a_recipe_has_its_files_name_a_known_method_and_a_purpose(path):
+    recipe = Recipe.load(path)
+    assert recipe.name == path.stem
+    assert recipe.method in METHODS
+    assert path.read_text().startswith("# ")
+    assert Recipe.from_dict(recipe.resolved()) == recipe
+
+
+@pytest.mark.parametrize("path", PTQ, ids=lambda path: path.stem)
+def test_a_recipe_fits_quartznet_and_any_model_of_divisible_widths(path, quartznet):
+    bits = int(path.stem.split("-")[1].removeprefix("w"))
+    lstm = nn.ModuleDict(
+        {"embed": nn.Embedding(30, 64), "front": nn.Conv2d(1, 64, 3), "lstm": nn.LSTM(64, 128)}
+    )
+    for model in (quartznet, lstm):
+        if model is lstm and any(rule.settings.bias_correction for rule in Recipe.load(path).rules):
+            continue
+        chosen = assign(Recipe.load(path), model)
+        assert {settings.bits for settings in chosen.values()} == {bits}
+        assert {settings.activations for settings in chosen.values()} == {"dynamic"}
+
+
+@pytest.mark.parametrize("name", ["ptq-w4", "ptq-w4-group64", "ptq-w8"])
+def test_sizes_are_what_the_arithmetic_predicts(name, quartznet):
+    """bits/8 a weight; 4 bytes a channel and a zero_point of 4, or 2 bytes a group and one of 2."""
+    chosen, weights = assign(Recipe.load(FOLDER / f"{name}.toml"), quartznet), quantizable_weights(quartznet)
+    distinct = {(weights[path].shape, settings): path for path, settings in chosen.items()}
+    for (shape, settings), path in distinct.items():
+        outputs, inputs, width = shape
+        groups = inputs // settings.group_size if settings.group_size else 1
+        bytes_each = 2 if groups > 1 else 4
+        predicted = outputs * inputs * width * settings.bits / 8 + (outputs * groups + 1) * bytes_each
+        assert quantize_weight(torch.zeros(shape), settings, name=path).num_bytes == predicted
+
+
+@pytest.mark.speech
+def test_on_a_trained_model_groups_and_clipping_and_codebooks_pay(shared):
+    """Relative error of the stored weights, root mean square over a few layers of QuartzNet15x5."""
+    path = shared / "models" / "quartznet15x5-en.nemo"
+    model = network_from_nemo(*read_nemo(path), path)
+    weights = dict(list(quantizable_weights(model).items())[20:24])
+
+    def damage(name: str) -> float:
+        chosen = assign(Recipe.load(FOLDER / f"{name}.toml"), model)
+        errors = []
+        for path, weight in weights.items():
+            values = weight.values()
+            difference = values.numpy() - quantize_weight(values, chosen[path], name=path).dequantize()
+            errors.append(np.linalg.norm(difference) / np.linalg.norm(values))
+        return float(np.sqrt(np.mean(np.square(errors))))
+
+    assert damage("ptq-w8") < damage("ptq-w6") < damage("ptq-w5") < damage("ptq-w4")
+    assert damage("ptq-w4-group64") < damage("ptq-w4")
+    assert damage("ptq-w4-group64-clip") < damage("ptq-w4-group64")
+    assert damage("ptq-w4-clip") < damage("ptq-w4")
+    assert damage("ptq-w4-codebook") < damage("ptq-w4-clip")
