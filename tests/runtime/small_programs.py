@@ -27,7 +27,9 @@ def packed_weight(
         symmetric = numerics.one_bit_grid if bits == 1 else lambda m: numerics.symmetric_grid(m, bits)
         return QTensor.on_grid(weight, symmetric(magnitude), bits, is_symmetric=True)
     grouped = flat.reshape(shape[0], groups if grid == "group" else 1, -1)
-    limits = numerics.asymmetric_grid(grouped.min(axis=2), grouped.max(axis=2), bits)
+    # Ranges reach 0: two inputs that are nearly equal would ask for a zero_point beyond float16.
+    low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
+    limits = numerics.asymmetric_grid(low, high, bits)
     return QTensor.on_grid(weight, limits, bits, is_symmetric=False)
 
 
