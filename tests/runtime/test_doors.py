@@ -1,0 +1,361 @@
+"""What an engine refuses and in which words; what the C ABI answers to a caller who is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.runtime.small_programs import program_of, random_program
+
+import subtone
+from subtone.program import Relu
+from subtone.runtime import library as native
+from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas, load_engine
+
+NULL, SIZE, VALUE, PLAN, ISA = 1, 2, 3, 4, 5  # subtone_status of native/subtone.h
+needs_library = pytest.mark.skipif(not available_isas(), reason="the native library was not built")
+RELU = program_of(Relu(input="x", output="y"), width_in=3, width_out=3)
+ENGINES = [NumpyEngine, pytest.param(NativeEngine, marks=needs_library)]
+
+
+# Features -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("features", "complaint"),
+    [
+        (np.zeros((2, 3)), "features are float64; use a float32 array"),
+        ([[0.0] * 3], "features are <class 'list'>; use a float32 array"),
+        (np.zeros((2, 4), np.float32), r"features have shape \(2, 4\), not \(frames, 3\)"),
+        (np.zeros(3, np.float32), r"features have shape \(3,\), not \(frames, 3\)"),
+        (np.full((2, 3), np.nan, np.float32), "features hold NaN or infinity"),
+        (np.full((2, 3), -np.inf, np.float32), "features hold NaN or infinity"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(engine, features, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        engine(RELU, {}).run(features)
+
+
+# Which engine ---------------------------------------------------------------------------
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind=gpu is not an engine; use auto, native or numpy"):
+        load_engine(RELU, {}, kind="gpu")
+
+
+@needs_library
+def test_auto_is_native_where_the_library_was_built(monkeypatch):
+    monkeypatch.delenv("SUBTONE_ISA", raising=False)
+    engine = load_engine(RELU, {}, threads=2)
+    assert isinstance(engine, NativeEngine)
+    assert engine.threads == 2
+    assert engine.isa == available_isas()[0]
+    assert isinstance(load_engine(RELU, {}, kind="numpy"), NumpyEngine)
+
+
+def test_without_a_library_auto_is_numpy_and_native_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("SUBTONE_ISA", raising=False)
+    monkeypatch.setattr(native, "find_library", lambda: None)
+    assert available_isas() == ()
+    assert isinstance(load_engine(RELU, {}), NumpyEngine)
+    with pytest.raises(ValueError, match=r"no libsubtone.* was built with this package"):
+        load_engine(RELU, {}, kind="native")
+    monkeypatch.setenv("SUBTONE_ISA", "scalar")  # a forced instruction set is never ignored
+    with pytest.raises(ValueError, match=r"no libsubtone.* was built with this package"):
+        load_engine(RELU, {})
+
+
+def test_the_library_is_found_in_the_folders_of_the_package(monkeypatch, tmp_path):
+    monkeypatch.delenv("SUBTONE_LIBRARY", raising=False)
+    monkeypatch.setattr(subtone, "__path__", [str(tmp_path / "src"), str(tmp_path)])
+    assert native.find_library() is None
+    built = tmp_path / native.FILE_NAME
+    built.touch()
+    assert native.find_library() == built
+
+
+@needs_library
+@pytest.mark.parametrize("isa", available_isas())
+def test_subtone_isa_forces_an_instruction_set(monkeypatch, isa):
+    monkeypatch.setenv("SUBTONE_ISA", isa)
+    assert load_engine(RELU, {}).isa == isa
+
+
+@needs_library
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("SUBTONE_ISA", "mmx")
+    with pytest.raises(ValueError, match=r"SUBTONE_ISA=mmx is not available on this machine; use .*scalar$"):
+        load_engine(RELU, {})
+    with pytest.raises(ValueError, match="isa=sse9 is not available"):
+        NativeEngine(RELU, {}, isa="sse9")
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [-1, 257])
+def test_an_impossible_number_of_threads_is_refused(threads):
+    with pytest.raises(ValueError, match=rf"threads={threads} must be 0 \(all cores\) to 256"):
+        NativeEngine(RELU, {}, threads=threads)
+
+
+@needs_library
+def test_zero_threads_are_all_cores_of_this_process():
+    assert NativeEngine(RELU, {}).threads == min(256, len(os.sched_getaffinity(0)))
+
+
+def test_a_library_that_is_named_but_missing_is_refused(monkeypatch):
+    monkeypatch.setenv("SUBTONE_LIBRARY", "/nowhere/libsubtone.so")
+    with pytest.raises(ValueError, match=r"SUBTONE_LIBRARY=/nowhere/libsubtone.so is not a file"):
+        load_engine(RELU, {})
+
+
+def test_a_broken_library_is_an_error_and_never_a_slower_engine(monkeypatch, tmp_path):
+    broken = tmp_path / native.FILE_NAME
+    broken.write_bytes(b"not a library")
+    monkeypatch.setenv("SUBTONE_LIBRARY", str(broken))
+    with pytest.raises(OSError, match=r"libsubtone"):
+        load_engine(RELU, {})
+
+
+@needs_library
+def test_a_library_of_another_version_is_refused(monkeypatch, tmp_path):
+    copy = Path(shutil.copy(native.find_library(), tmp_path / native.FILE_NAME))
+    monkeypatch.setattr(native, "ABI", native.ABI + 1)
+    with pytest.raises(ValueError, match=r"has ABI \d+, this package needs \d+; build it again"):
+        native.load_library(copy)
+
+
+# Life of an engine ----------------------------------------------------------------------
+
+
+@needs_library
+def test_threads_end_with_their_engine():
+    def num_threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = num_threads()
+    engine = NativeEngine(RELU, {}, threads=4)
+    assert num_threads() == before + 3
+    del engine
+    gc.collect()
+    assert num_threads() == before
+
+
+@needs_library
+def test_an_engine_keeps_no_constants_alive():
+    program, constants = random_program(np.random.default_rng(0), 8)
+    array = next(value for value in constants.values() if isinstance(value, np.ndarray))
+    references = sys.getrefcount(array)
+    engine = NativeEngine(program, constants)
+    assert sys.getrefcount(array) == references
+    constants.clear()
+    assert engine.run(np.ones((9, program.input_width), np.float32)).shape[1] == program.output_width
+
+
+@needs_library
+def test_a_forked_engine_says_so_instead_of_waiting_for_threads_that_are_gone():
+    script = """
+import os, sys, warnings, numpy as np
+from subtone.program import Program, Relu
+from subtone.runtime.engine import NativeEngine
+warnings.simplefilter("ignore")  # newer Pythons warn of forking with threads: the very point here
+program = Program(input="x", input_width=1, output="y", output_width=1, frames_per_step=1,
+                  ops=(Relu(input="x", output="y"),))
+engine = NativeEngine(program, {}, threads=2)
+if os.fork() == 0:
+    try:
+        engine.run(np.ones((4, 1), np.float32))
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    source = str(Path(subtone.__path__[0]).parent)
+    library = str(native.find_library())
+    environment = {**os.environ, "PYTHONPATH": source, "SUBTONE_LIBRARY": library}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "made before this process was forked" in done.stdout, done.stderr
+
+
+# The C ABI ------------------------------------------------------------------------------
+
+
+class Caller:
+    """The functions of the C ABI over values of width 4: 0 the input, 1 the output, the rest inside."""
+
+    def __init__(self) -> None:
+        self.library = native.load_library(native.find_library())
+        self.floats = np.ones(4096, np.float32)
+        self.codes = np.zeros(4096, np.uint8)
+
+    def create(self, *, isa=b"scalar", threads=1, widths=(4, 4, 4), input=0, output=1):
+        handle = ctypes.c_void_p()
+        sizes = np.array(widths, np.int64)
+        status = self.library.subtone_create(
+            isa, threads, native.address_of(sizes), len(sizes), input, output, ctypes.byref(handle)
+        )
+        return status, handle
+
+    @contextlib.contextmanager
+    def engine(self, **settings):
+        status, handle = self.create(**settings)
+        assert status == 0
+        yield handle
+        self.library.subtone_destroy(handle)
+
+    def append(self, handle, **fields) -> int:
+        ones = dict.fromkeys(("kernel", "stride", "dilation", "groups", "scale_groups"), 1)
+        roles = ("weight", "scale", "zero_point", "gain", "bias")
+        pointers = {name: native.address_of(self.floats) for name in roles}
+        bytes_ = {name: native.address_of(self.codes) for name in ("codes", "levels")}
+        record = native.OpRecord(**{**ones, **pointers, **bytes_, "output": 1, **fields})
+        return self.library.subtone_append(handle, ctypes.byref(record))
+
+    def run(self, handle, frames, offsets=(0, 0, 0)) -> int:
+        arrays = [np.array(values, np.int64) for values in (frames, offsets)]
+        x, y = np.ones(64, np.float32), np.ones(64, np.float32)
+        return self.library.subtone_run(handle, *(native.address_of(a) for a in (*arrays, x, y)))
+
+
+@pytest.fixture(scope="module")
+def caller():
+    if not available_isas():
+        pytest.skip("the native library was not built")
+    return Caller()
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({"isa": None}, NULL),
+        ({"isa": b"mmx"}, ISA),
+        ({"threads": 0}, SIZE),
+        ({"threads": 257}, SIZE),
+        ({"widths": (4,)}, SIZE),
+        ({"widths": (4, 0)}, SIZE),
+        ({"widths": (4, 2**24 + 1)}, SIZE),
+        ({"input": 3}, VALUE),
+        ({"output": -1}, VALUE),
+        ({"output": 0}, VALUE),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
+    assert caller.create(**settings)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"kind": 9}, VALUE),
+        ({"input": 3}, VALUE),
+        ({"input": 2}, VALUE),  # not written yet
+        ({"kind": 2, "other": 2}, VALUE),
+        ({"output": 0}, VALUE),
+        ({"output": -1}, VALUE),
+        ({"kernel": 0}, SIZE),
+        ({"kernel": 2**24 + 1}, SIZE),
+        ({"stride": 0}, SIZE),
+        ({"dilation": -1}, SIZE),
+        ({"padding": -1}, SIZE),
+        ({"groups": 2}, SIZE),
+        ({"weight": None}, NULL),
+        ({"activation_bits": 1}, SIZE),
+        ({"activation_bits": 9}, SIZE),
+        ({"activation_bits": 8, "kernel": 2}, SIZE),
+        ({"activation_bits": 8, "scale_groups": 3}, SIZE),
+        ({"activation_bits": 8, "scale_groups": 0}, SIZE),
+        ({"activation_bits": 8, "codes": None}, NULL),
+        ({"activation_bits": 8, "zero_point": None}, NULL),
+        ({"kind": 1, "gain": None}, NULL),
+        ({"kind": 1, "bias": None}, NULL),
+    ],
+)
+def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller, fields, status):
+    with caller.engine() as handle:
+        assert caller.append(handle, **fields) == status
+        assert caller.append(handle, kind=3) == 0
+        assert caller.run(handle, (2, 2, 0)) == 0
+
+
+def test_widths_that_do_not_fit_an_op_are_refused(caller):
+    with caller.engine(widths=(4, 5, 4)) as handle:
+        assert caller.append(handle, kind=3) == SIZE
+    with caller.engine(widths=(65536, 1)) as handle:
+        assert caller.append(handle, activation_bits=8) == SIZE
+
+
+def test_a_weight_too_large_for_any_memory_is_refused(caller):
+    with caller.engine(widths=(2**24, 2**24)) as handle:
+        assert caller.append(handle, kernel=2**24) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("frames", "offsets"),
+    [
+        ((-1, 2, 2), (0, 0, 0)),
+        ((2**31 + 1, 2, 2), (0, 0, 0)),
+        ((2, 3, 2), (0, 0, 0)),  # not what the ops imply
+        ((2, 2, 3), (0, 0, 0)),
+        ((2, 2, 2), (0, 0, 32)),  # not a cache line
+        ((2, 2, 2), (0, 0, -64)),
+        ((2, 2, 2), (0, 0, 64)),  # beyond an arena of 64 bytes
+        ((5, 5, 5), (0, 0, 0)),  # 80 bytes in an arena of 64
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(caller, frames, offsets):
+    with caller.engine() as handle:
+        assert caller.append(handle, kind=3, output=2) == 0
+        assert caller.run(handle, (2, 2, 2)) == VALUE  # nothing writes the output yet
+        assert caller.append(handle, kind=3, input=2) == 0
+        assert caller.run(handle, (2, 2, 2)) == PLAN  # no arena yet
+        assert caller.library.subtone_reserve(handle, 64) == 0
+        assert caller.run(handle, frames, offsets) == PLAN
+        assert caller.run(handle, (2, 2, 2)) == 0
+
+
+def test_an_output_on_top_of_its_input_is_refused(caller):
+    with caller.engine(widths=(4, 4, 4, 4)) as handle:
+        for op in ({"output": 2}, {"input": 2, "output": 3}, {"input": 3}):
+            assert caller.append(handle, kind=3, **op) == 0
+        assert caller.library.subtone_reserve(handle, 128) == 0
+        assert caller.run(handle, (2, 2, 2, 2), (0, 0, 64, 64)) == PLAN
+        assert caller.run(handle, (2, 2, 2, 2), (0, 0, 64, 0)) == 0
+
+
+def test_null_pointers_and_negative_arenas_are_refused(caller):
+    library = caller.library
+    assert library.subtone_append(None, None) == NULL
+    assert library.subtone_reserve(None, 64) == NULL
+    assert library.subtone_run(None, None, None, None, None) == NULL
+    library.subtone_destroy(None)
+    with caller.engine() as handle:
+        assert library.subtone_append(handle, None) == NULL
+        assert library.subtone_reserve(handle, -1) == SIZE
+        assert library.subtone_run(handle, None, None, None, None) == NULL
+
+
+def test_an_arena_larger_than_any_memory_is_a_memory_error(caller):
+    with caller.engine() as handle:
+        status = caller.library.subtone_reserve(handle, 2**62)
+        with pytest.raises(MemoryError, match=r"taking memory: out of memory \(status 6\)"):
+            native.require_ok(caller.library, status, "taking memory")
+
+
+def test_every_status_has_words(caller):
+    texts = [caller.library.subtone_status_text(status).decode() for status in range(10)]
+    assert len(set(texts)) == 10
+    assert texts[9] == "a status this library does not have"
+    with pytest.raises(RuntimeError, match=r"running: .* \(status 4\)"):
+        native.require_ok(caller.library, PLAN, "running")
