@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from subtone.files import write_text
+
 if TYPE_CHECKING:
     from subtone.report.evaluate import Heard
     from subtone.speech.recognize import Recognizer
@@ -38,6 +40,8 @@ bench_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 log = Console(stderr=True)
+PLAIN_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
@@ -82,7 +86,7 @@ def _show(document: Any, *, as_json: bool, table: Any) -> None:
         json.dump(document, sys.stdout, indent=1)
         print()
     else:
-        Console().print(table)
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
 def _recognizer(path: Path, threads: int) -> Recognizer:
@@ -118,7 +122,9 @@ def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/ptq-w8.toml.")],
     out: Annotated[Path, typer.Option(help="Folder of the quantized checkpoint.")],
-    calibration: Annotated[Path | None, typer.Option(help="Manifest whose sound bias correction hears.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Manifest whose sound bias correction hears.")
+    ] = None,
     limit: Limit = None,
 ) -> None:
     """Bring a checkpoint's weights to few bits, as a recipe says.
@@ -249,3 +255,31 @@ def compare(
         **compare_heard(*heard),
     }
     _show(document, as_json=as_json, table=None if as_json else comparison(document))
+
+
+@bench_app.command("model")
+def bench_model(
+    checkpoint: Annotated[Path, typer.Argument(help="The float checkpoint: a folder or a .nemo file.")],
+    manifest: Annotated[Path, typer.Argument(help="What all hear.")],
+    files: Annotated[list[Path], typer.Argument(help="Packed files of it; ratios are of the first.")],
+    limit: Limit = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds.")] = 20,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of every candidate; 0: all cores.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the document here too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Race packed files against PyTorch and ONNX Runtime, float and int8, in one process.
+
+    Example: subtone bench model model.nemo dev-clean/ q8.subtone q4.subtone
+    """
+    from subtone.report.race import race_models
+    from subtone.report.tables import race
+
+    threads = threads or len(os.sched_getaffinity(0))
+    with progress_bar("racing") as move:
+        document = race_models(
+            checkpoint, manifest, files, limit=limit, rounds=rounds, threads=threads, progress=move
+        )
+    if out is not None:
+        write_text(out, json.dumps(document, indent=1) + "\n")
+    _show(document, as_json=as_json, table=None if as_json else race(document))

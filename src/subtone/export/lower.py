@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,8 +69,11 @@ def lower(
 
 def _export(network: nn.Module) -> ExportedProgram:
     example = torch.zeros(1, network.config.num_features, EXAMPLE_FRAMES)
-    exported = torch.export.export(network, (example,), dynamic_shapes=({2: Dim.AUTO},))
-    return exported.run_decompositions({})
+    with warnings.catch_warnings():
+        # torch 2.13 copies its own pytrees through a check that it deprecated itself.
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+        exported = torch.export.export(network, (example,), dynamic_shapes=({2: Dim.AUTO},))
+        return exported.run_decompositions({})
 
 
 class _Graph:

@@ -109,8 +109,8 @@ def front_end_from_nemo(config: Mapping[str, Any], path: Path) -> dict[str, Any]
             )
     return {
         "rate_hz": section["sample_rate"],
-        "window_ms": 1000 * section["window_size"],
-        "hop_ms": 1000 * section["window_stride"],
+        "window_ms": round(1000 * section["window_size"]),
+        "hop_ms": round(1000 * section["window_stride"]),
         "fft_size": section["n_fft"],
         "num_mels": section["features"],
         "preemphasis": section.get("preemph", 0.97),

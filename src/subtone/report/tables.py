@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
 CHANGED_SHOWN = 10
+LAYER_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "layer": "left",
+    "shape": "right",
+    "bits": "right",
+    "grid": "left",
+    "scale per": "left",
+    "levels": "right",
+    "input": "left",
+    "bytes": "right",
+}
+"""Of `inspection`; "input" are the bits of the activations a layer meets, or float."""
 
 
 def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -79,3 +91,37 @@ def race(document: Mapping[str, Any]) -> Table:
             f"{low:.2f} to {high:.2f}",
         )
     return table
+
+
+def inspection(document: Mapping[str, Any]) -> Group:
+    """The layers of a packed file, then what stayed float and where the bytes are."""
+    layers = Table(title=str(document["file"]), box=box.SIMPLE_HEAD)
+    for name, justify in LAYER_COLUMNS.items():
+        layers.add_column(name, justify=justify, no_wrap=True)
+    for layer in document["layers"]:
+        layers.add_row(
+            layer["weight"].removesuffix(".weight"),
+            "x".join(map(str, layer["shape"])),
+            str(layer["bits"]),
+            layer["grid"],
+            layer["granularity"].replace("group of ", "group "),
+            str(layer["distinct_levels"] or ""),
+            layer["activations"].removeprefix("dynamic ").replace(" bits", ""),
+            f"{layer['bytes']:,}",
+        )
+    totals = Table(box=box.SIMPLE_HEAD, show_header=False)
+    sections = {f"bytes of {role}": f"{size:,}" for role, size in document["section_bytes"].items()}
+    counts = {f"weights in {bits} bits": f"{count:,}" for bits, count in document["weights_by_bits"].items()}
+    facts = {
+        **counts,
+        "weights left in float": ", ".join(document["float_weights"]) or "none",
+        "float vectors (biases, gains)": f"{document['vectors']['count']}, {document['vectors']['bytes']:,} bytes",
+        **sections,
+        "bytes of header": f"{document['header_bytes']:,}",
+        "bytes of padding": f"{document['padding_bytes']:,}",
+        "bytes of the file": f"{document['file_bytes']:,} ({document['file_bytes'] / 1e6:.2f} MB)",
+        "recipe": str(document["recipe"].get("name", "none: float")),
+    }
+    for name, value in facts.items():
+        totals.add_row(name, value)
+    return Group(layers, totals)

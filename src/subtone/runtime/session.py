@@ -8,7 +8,7 @@ from pathlib import Path
 from subtone.pack import PackedModel, read_packed
 from subtone.runtime.engine import load_engine
 from subtone.speech.features import FrontEnd
-from subtone.speech.recognize import Recognizer
+from subtone.speech.recognize import Logits, Recognizer
 from subtone.speech.text import CharTokenizer
 
 
@@ -18,6 +18,11 @@ class Session:
 
     model: PackedModel
     recognizer: Recognizer
+
+    @property
+    def logits(self) -> Logits:
+        """Features (T, F) in, logits (T', V) out: the network alone."""
+        return self.recognizer.logits
 
     @classmethod
     def load(cls, path: Path | str, *, engine: str = "auto", threads: int = 0) -> Session:

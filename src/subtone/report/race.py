@@ -8,9 +8,7 @@ share, is timed beside it.
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from subtone.report.machine import machine
+from subtone.runtime.session import Session
+from subtone.speech.audio import read_audio
+from subtone.speech.data import read_manifest, spread
 
 Run = Callable[[NDArray[np.float32]], Any]
 """Takes features (T, F) of one utterance."""
@@ -92,35 +95,52 @@ def onnx_candidate(path: Path, threads: int) -> Run:
     return lambda features: session.run(None, {"features": features.T[None]})
 
 
-def machine() -> dict[str, Any]:
-    """Where a number was measured: processor, cores, versions, commit."""
+def race_models(
+    checkpoint: Path,
+    manifest: Path,
+    files: Sequence[Path],
+    *,
+    limit: int | None,
+    rounds: int,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Packed `files` of the float `checkpoint` against their peers.
+
+    The first file is the one that ratios are of. All hear the first `limit` utterances, spread
+    evenly, of `manifest`, as features.
+    """
+    from subtone.export.onnx import export_onnx, quantize_onnx
+    from subtone.models.checkpoints import load_checkpoint
+
+    source = load_checkpoint(checkpoint)
+    utterances = spread(read_manifest(manifest), limit)
+    samples = [read_audio(item.audio_path, source.front_end.rate_hz) for item in utterances]
+    start = time.perf_counter()
+    sounds = [source.front_end(sound) for sound in samples]
+    front_end_seconds = time.perf_counter() - start
+    duration_s = sum(map(len, samples)) / source.front_end.rate_hz
+    with tempfile.TemporaryDirectory() as folder:
+        float_onnx, int8_onnx = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        export_onnx(source.network, float_onnx)
+        quantize_onnx(float_onnx, int8_onnx)
+        candidates = {f"subtone {path.stem}": Session.load(path, threads=threads).logits for path in files}
+        ours = next(iter(candidates))
+        candidates |= {
+            "PyTorch float": torch_candidate(source.network, threads),
+            "ONNX Runtime float": onnx_candidate(float_onnx, threads),
+            "ONNX Runtime int8 (quantize_dynamic)": onnx_candidate(int8_onnx, threads),
+        }
+        seconds = race(candidates, sounds, rounds=rounds, progress=progress)
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": _commit(),
+        "checkpoint": str(checkpoint),
+        "manifest": str(manifest),
+        "utterances": len(sounds),
+        "duration_s": round(duration_s, 2),
+        "threads": threads,
+        "rounds": rounds,
+        "ours": ours,
+        "candidates": summarize_race(list(candidates), seconds, duration_s=duration_s, ours=ours),
+        "front_end_real_time_factor": front_end_seconds / duration_s,
+        "machine": machine(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
-def _commit() -> str:
-    """The commit of the source this runs from; "" outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return ""
-    return found.stdout.strip()

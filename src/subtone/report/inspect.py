@@ -1,0 +1,57 @@
+"""What is in a packed file, layer by layer: nothing is skipped in silence."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from subtone.pack import ConstantSize, packed_sizes, read_packed
+from subtone.program import KINDS, Conv1d
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The packed file at `path` as one document.
+
+    "layers" are its operations with a weight, in order; "float_weights" names those whose weight
+    was not quantized; "vectors" are biases and the like, which always stay float. Bytes are those
+    of the file: codes, what decodes them, header and padding add up to "file_bytes".
+    """
+    model, sizes = read_packed(path), packed_sizes(path)
+    layers = [_layer(op, sizes.constants[op.weight]) for op in model.program.ops if isinstance(op, Conv1d)]
+    weights = {op.weight for op in model.program.ops if isinstance(op, Conv1d)}
+    vectors = {name: size for name, size in sizes.constants.items() if name not in weights}
+    stored = {name: sizes.constants[name] for name in weights}
+    by_bits = Counter()
+    for size in stored.values():
+        by_bits[size.bits] += math.prod(size.shape)
+    return {
+        "file": str(path),
+        "file_bytes": sizes.file_bytes,
+        "header_bytes": sizes.header_bytes,
+        "padding_bytes": sizes.padding_bytes,
+        "section_bytes": sizes.sections,
+        "weights": sum(by_bits.values()),
+        "weights_by_bits": {str(bits): by_bits[bits] for bits in sorted(by_bits)},
+        "operations": dict(Counter(KINDS[type(op)] for op in model.program.ops)),
+        "layers": layers,
+        "float_weights": sorted(name for name, size in stored.items() if size.is_float),
+        "vectors": {"count": len(vectors), "bytes": sum(size.num_bytes for size in vectors.values())},
+        "recipe": model.recipe,
+        "front_end": model.front_end,
+        "provenance": model.provenance,
+    }
+
+
+def _layer(op: Conv1d, size: ConstantSize) -> dict[str, Any]:
+    return {
+        "weight": op.weight,
+        "shape": list(size.shape),
+        "bits": size.bits,
+        "grid": size.grid or "float",
+        "granularity": size.granularity,
+        "distinct_levels": size.num_distinct,
+        "activations": f"dynamic {op.activation_bits} bits" if op.activation_bits else "float",
+        "bytes": size.num_bytes,
+    }
