@@ -148,8 +148,9 @@ def test_an_empty_manifest_is_not_written(folder):
 def test_spread_takes_evenly_and_in_order(num_items, limit):
     taken = spread(range(num_items), limit)
     assert len(taken) == min(num_items, limit)
-    gaps = {after - before for before, after in itertools.pairwise(taken)}
-    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
+    gaps = {after - before for before, after in itertools.pairwise([*taken, num_items])}
+    assert taken[:1] == list(range(num_items))[:1]
+    assert not taken or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
 
 
 def test_spread_without_a_limit_takes_all_and_refuses_none():

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from subtone import files
+
 MANIFEST_NAME = "manifest.jsonl"
 LONGEST_S = 1e9
 
@@ -90,12 +92,7 @@ def write_manifest(path: str | os.PathLike, utterances: Sequence[Utterance]) -> 
             "speaker": utterance.speaker,
         }
         lines.append(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text("".join(lines), encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    files.write_text(path, "".join(lines))
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
