@@ -5,8 +5,9 @@ The chain is NeMo's for QuartzNet, because that is what the published models wer
 
 Precision: float32 up to the logarithm, float64 for the mean and deviation. Rounding in the
 transform lies about 2**-23 below a frame's loudest bin in amplitude, 2**-46 in power, far
-below `log_floor` for sound within -1 to 1; float64 throughout gave the same words at twice the
-time (tests/speech/test_features.py holds the bound).
+below `log_floor` for sound within -1 to 1. On real speech the features lie within 6e-5 of those
+computed in float64 throughout, where one deviation is 1; float64 takes half as long again and
+twice the memory. tests/speech/test_features.py holds the derived bound.
 
 Letters: S samples, T frames.
 """
