@@ -1,0 +1,144 @@
+"""Utterances as batches of features: Lhotse draws the batches, FrontEnd computes the features.
+
+Lhotse's part is a map-style dataset and a bucketing sampler: batches of like lengths, each
+utterance once an epoch, split between processes where there are several. (Its iterable wrapper
+repeats data across workers.) Features come from the same FrontEnd that serves, so what is trained
+on is what is heard; they are kept in memory after the first epoch, up to a limit.
+
+Letters: B utterances, F features, T frames, U labels of all utterances together.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from lhotse.dataset import DynamicBucketingSampler
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from subtone.speech.audio import read_audio
+from subtone.speech.data import Utterance
+from subtone.speech.features import FrontEnd
+from subtone.speech.text import CharTokenizer
+
+MAX_CACHE_BYTES = 4 * 2**30
+"""Features kept in memory: 40 hours at 64 float32 a frame."""
+MOST_BUCKETS = 10
+CUTS_PER_BUCKET = 64
+
+
+class Batch(NamedTuple):
+    """Padded features (B, F, T) with valid lengths (B,); labels (U,) end to end with theirs (B,)."""
+
+    features: Tensor
+    lengths: Tensor
+    labels: Tensor
+    label_lengths: Tensor
+    texts: tuple[str, ...]
+
+
+def cuts_of(utterances: Sequence[Utterance], *, rate_hz: int, speeds: Sequence[float] = (1.0,)) -> CutSet:
+    """Lhotse's view of `utterances`, each once for every speed; no file is opened."""
+    cuts = []
+    for index, utterance in enumerate(utterances):
+        for speed in speeds:
+            name, num_samples = f"{index}x{speed:g}", round(utterance.duration_s * rate_hz / speed)
+            duration_s = num_samples / rate_hz
+            source = AudioSource(type="file", channels=[0], source=str(utterance.audio_path))
+            recording = Recording(
+                id=name, sources=[source], sampling_rate=rate_hz, num_samples=num_samples, duration=duration_s
+            )
+            said = SupervisionSegment(
+                id=name,
+                recording_id=name,
+                start=0,
+                duration=duration_s,
+                text=utterance.text,
+                speaker=utterance.speaker,
+            )
+            cuts.append(
+                MonoCut(
+                    id=name,
+                    start=0,
+                    duration=duration_s,
+                    channel=0,
+                    recording=recording,
+                    supervisions=[said],
+                    custom={"speed": speed},
+                )
+            )
+    return CutSet.from_cuts(cuts)
+
+
+class FeatureDataset(Dataset[Batch]):
+    """What the sampler drew, as a Batch; features are computed once and kept."""
+
+    def __init__(self, front_end: FrontEnd, tokenizer: CharTokenizer) -> None:
+        self.front_end = front_end
+        self.tokenizer = tokenizer
+        self._kept: dict[str, NDArray[np.float32]] = {}
+        self._kept_bytes = 0
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        drawn = list(cuts)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's transform lets other threads run
+            features = list(pool.map(self.features, drawn))
+        texts = tuple(cut.supervisions[0].text for cut in drawn)
+        labels = [self.tokenizer.encode(text) for text in texts]
+        lengths = [len(rows) for rows in features]
+        padded = torch.zeros(len(drawn), self.front_end.num_mels, max(lengths))
+        for row, values in zip(padded, features, strict=True):
+            row[:, : len(values)] = torch.from_numpy(values).T
+        return Batch(
+            features=padded,
+            lengths=torch.tensor(lengths),
+            labels=torch.tensor([label for of_one in labels for label in of_one]),
+            label_lengths=torch.tensor([len(of_one) for of_one in labels]),
+            texts=texts,
+        )
+
+    def features(self, cut: MonoCut) -> NDArray[np.float32]:
+        """Features (T, F) of one cut."""
+        if cut.id in self._kept:
+            return self._kept[cut.id]
+        samples = read_audio(cut.recording.sources[0].source, self.front_end.rate_hz)
+        speed = cut.custom["speed"]
+        if speed != 1:
+            samples = soxr.resample(samples, speed * self.front_end.rate_hz, self.front_end.rate_hz)
+        features = self.front_end(samples)
+        if self._kept_bytes + features.nbytes <= MAX_CACHE_BYTES:
+            self._kept[cut.id] = features
+            self._kept_bytes += features.nbytes
+        return features
+
+
+def loader(
+    cuts: CutSet, dataset: FeatureDataset, *, batch_s: float, seed: int, is_shuffled: bool, epoch: int = 0
+) -> DataLoader[Batch]:
+    """Batches of up to `batch_s` seconds, padding included; every cut once an epoch, from `epoch` on."""
+    durations_s = [cut.duration for cut in cuts]
+    num_buckets = min(MOST_BUCKETS, max(2, len(durations_s) // CUTS_PER_BUCKET))
+    borders_s = np.quantile(durations_s, np.linspace(0, 1, num_buckets + 1)[1:-1])
+    with warnings.catch_warnings():
+        # It would save memory to read cuts lazily; they take a few MB, and are made here anyway.
+        warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
+        sampler = DynamicBucketingSampler(
+            cuts,
+            max_duration=batch_s,
+            duration_bins=np.unique(borders_s).tolist(),
+            shuffle=is_shuffled,
+            drop_last=False,
+            seed=seed,
+        )
+    sampler.set_epoch(epoch)
+    return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -1,0 +1,113 @@
+"""CTC training of any network that maps features and lengths to logits and lengths.
+
+Letters: B utterances, F features, T frames, V labels and the blank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from subtone.speech.decode import greedy_ctc
+from subtone.speech.text import CharTokenizer, WordErrors, word_errors
+from subtone.train.data import Batch
+from subtone.train.settings import TrainSettings
+
+
+class CtcModule(lightning.LightningModule):
+    """`network(features (B, F, T), lengths (B,))` gives logits (B, T', V) and their lengths (B,).
+
+    What is random in a step (masks, dropout) follows from the seed and the number of the step
+    alone, so that a resumed run draws what the uninterrupted one would have.
+    """
+
+    def __init__(self, network: nn.Module, *, tokenizer: CharTokenizer, settings: TrainSettings) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.errors = WordErrors()
+        """Of the latest pass over the dev set."""
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(features, lengths)
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        settings = self.settings
+        features = mask_features(
+            batch.features,
+            batch.lengths,
+            masks=settings.masks,
+            mask_mels=settings.mask_mels,
+            mask_frames=settings.mask_frames,
+        )
+        return self.loss(features, batch)
+
+    def loss(self, features: Tensor, batch: Batch) -> Tensor:
+        """CTC loss a label, the mean over utterances."""
+        logits, lengths = self(features, batch.lengths)
+        log_probabilities = logits.float().log_softmax(dim=-1).transpose(0, 1)
+        return nn.functional.ctc_loss(
+            log_probabilities, batch.labels, lengths, batch.label_lengths, blank=self.tokenizer.blank_index
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings.model_dump(mode="json")
+
+    def on_validation_epoch_start(self) -> None:
+        self.errors = WordErrors()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        logits, lengths = self(batch.features, batch.lengths)
+        for rows, length, text in zip(logits.float().cpu().numpy(), lengths, batch.texts, strict=True):
+            labels = greedy_ctc(rows[: int(length)], self.tokenizer.blank_index)
+            self.errors += word_errors(text, self.tokenizer.decode(labels))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=settings.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=settings.learning_rate,
+            total_steps=settings.steps,
+            pct_start=settings.warmup_share,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def mask_features(
+    features: Tensor, lengths: Tensor, *, masks: int, mask_mels: int, mask_frames: int
+) -> Tensor:
+    """`features` (B, F, T) with bands and spans set to 0, their mean over the utterance.
+
+    SpecAugment (Park et al. 2019) without time warping: in each utterance `masks` bands, each of
+    0 to `mask_mels` features, and `masks` spans, each of 0 to `mask_frames` valid frames.
+    """
+    batch_size, num_features, num_frames = features.shape
+    is_hidden = torch.zeros(features.shape, dtype=torch.bool, device=features.device)
+    whole = torch.full((batch_size,), num_features, device=features.device)
+    for _ in range(masks):
+        is_hidden |= random_span(whole, mask_mels, num_features)[:, :, None]
+        is_hidden |= random_span(lengths, mask_frames, num_frames)[:, None, :]
+    return features.masked_fill(is_hidden, 0.0)
+
+
+def random_span(lengths: Tensor, longest: int, size: int) -> Tensor:
+    """(B, size), true on one span of 0 to `longest` places within the first `lengths` (B,)."""
+    draws = torch.rand(2, len(lengths), device=lengths.device)
+    width = torch.minimum((draws[0] * (longest + 1)).long(), lengths)
+    start = (draws[1] * (lengths - width + 1)).long()
+    places = torch.arange(size, device=lengths.device)
+    return (places >= start[:, None]) & (places < (start + width)[:, None])

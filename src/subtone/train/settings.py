@@ -1,0 +1,80 @@
+"""How a float model is trained: one strict TOML file, every mistake in it one line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from subtone.models import preset
+from subtone.quantize.errors import one_line
+from subtone.quantize.rules import STRICT
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainSettings(pydantic.BaseModel):
+    """One training run; frozen.
+
+    * `model`: a preset of `subtone.models.MODELS`.
+    * `steps`: optimizer steps in all. The length is in steps and not in epochs because batches
+      hold a number of seconds, so that how many make an epoch varies.
+    * `batch_s`: seconds of speech in a batch, padding included.
+    * `learning_rate`: the highest; it rises over `warmup_share` of the steps and falls to almost
+      nothing along a half cosine (one cycle). AdamW with `weight_decay`.
+    * `speeds`: each utterance is also heard resampled by these factors (pitch moves with speed).
+    * `masks` bands of up to `mask_mels` features and `masks` spans of up to `mask_frames` frames
+      are blanked in every utterance of every batch (SpecAugment without time warping).
+    """
+
+    model_config = STRICT
+
+    name: str
+    model: str
+    steps: Annotated[int, Field(ge=2)]
+    batch_s: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_share: Share = 0.15
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    speeds: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (1.0,)
+    masks: Annotated[int, Field(ge=0)] = 2
+    mask_mels: Annotated[int, Field(ge=0)] = 10
+    mask_frames: Annotated[int, Field(ge=0)] = 20
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        preset(self.model)
+        for speed in self.speeds:
+            if not 0.5 <= speed <= 2:
+                raise ValueError(f"speeds={self.speeds} must lie in 0.5..2; 0.9, 1.0 and 1.1 are usual")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str) -> TrainSettings:
+        """The settings in the TOML file `path`."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"recipe {path} does not exist")
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"recipe {path} is not TOML: {error}") from error
+        return cls.from_dict(document, source=str(path))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any], *, source: str = "recipe") -> TrainSettings:
+        """The settings of a parsed file; `source` stands in errors.
+
+        >>> TrainSettings.from_dict({"name": "x", "modle": "quartznet5x5"})
+        Traceback (most recent call last):
+        ValueError: recipe: modle='quartznet5x5' is not a key; did you mean model?
+        """
+        try:
+            return cls.model_validate(document)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{source}: {one_line(error, (cls,))}") from error

@@ -1,0 +1,108 @@
+"""A training run: it learns, it resumes as if never killed, it refuses what cannot be trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from subtone.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from subtone.speech.audio import read_audio
+from subtone.speech.data import Utterance, read_manifest
+from subtone.speech.synth import Corpus
+from subtone.train import TrainSettings, fit
+from subtone.train.fit import STATE_NAME
+
+SETTINGS = TrainSettings(
+    name="tiny", model="quartznet-demo", steps=9, batch_s=20.0, learning_rate=0.005, warmup_share=0.3
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_corpus: Corpus) -> dict[str, list[Utterance]]:
+    return {split: read_manifest(tiny_corpus.manifest(split)) for split in ("train", "dev")}
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in checkpoint.network.state_dict().items()}
+
+
+class PowerCutError(Exception):
+    """Ends a run between two steps."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, parts) -> tuple[Path, Checkpoint, list[tuple[int, int]]]:
+    """An uninterrupted run: its folder, its checkpoint, what it told of its progress."""
+    folder, seen = tmp_path_factory.mktemp("whole"), []
+    fitted = fit(folder, settings=SETTINGS, **parts, progress=lambda done, total: seen.append((done, total)))
+    assert fitted.dev_errors.words == sum(len(one.text.split()) for one in parts["dev"])
+    return folder, fitted.checkpoint, seen
+
+
+def test_progress_counts_the_steps(whole) -> None:
+    assert whole[2] == [(done, SETTINGS.steps) for done in range(1, SETTINGS.steps + 1)]
+
+
+def test_a_killed_run_ends_with_the_weights_of_a_whole_one(whole, parts, tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        if done == 7:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        fit(tmp_path, settings=SETTINGS, **parts, progress=kill)
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    assert 0 < state["global_step"] < 7
+    resumed: list[int] = []
+    fitted = fit(tmp_path, settings=SETTINGS, **parts, progress=lambda done, total: resumed.append(done))
+    assert resumed[0] == state["global_step"] + 1  # it did not begin anew
+    for name, value in weights_of(whole[1]).items():
+        assert torch.equal(value, fitted.checkpoint.network.state_dict()[name]), name
+
+
+def test_a_finished_run_is_returned_as_it_is(whole, parts) -> None:
+    def refuse(done: int, total: int) -> None:
+        raise AssertionError("trained again")
+
+    again = fit(whole[0], settings=SETTINGS, **parts, progress=refuse)
+    for name, value in weights_of(whole[1]).items():
+        assert torch.equal(value, again.checkpoint.network.state_dict()[name]), name
+
+
+def test_other_settings_do_not_resume_a_run(whole, parts) -> None:
+    other = SETTINGS.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(
+        ValueError, match=r"learning_rate=0.5 differs from the run begun in .*, where it is 0.005"
+    ):
+        fit(whole[0], settings=other, **parts)
+
+
+def test_training_lowers_the_loss_and_the_checkpoint_hears_the_same(parts, tmp_path: Path) -> None:
+    one = parts["train"][:2]
+    settings = SETTINGS.model_copy(update={"steps": 50, "masks": 0, "learning_rate": 0.01})
+    fitted = fit(tmp_path / "run", settings=settings, train=one, dev=one)
+    # Two sentences, fifty steps: learnt by heart, from a model that at first spells noise.
+    assert fitted.dev_errors.rate <= 0.5
+    save_checkpoint(tmp_path / "checkpoint", fitted.checkpoint)
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    samples = read_audio(one[0].audio_path)
+    features = loaded.front_end(samples)
+    expected = fitted.checkpoint.recognizer().logits(features)
+    assert np.array_equal(loaded.recognizer().logits(features), expected)
+
+
+def test_what_cannot_be_trained_is_refused(parts, tmp_path: Path) -> None:
+    train, dev = parts["train"], parts["dev"]
+    for name in ("train", "dev"):
+        with pytest.raises(ValueError, match=f"{name} has no utterances"):
+            fit(tmp_path, settings=SETTINGS, **{**parts, name: []})
+    spelled = [dataclasses.replace(train[0], text="über")]
+    with pytest.raises(ValueError, match=r"character 'ü' of 'über' is no label"):
+        fit(tmp_path, settings=SETTINGS, train=spelled, dev=dev)
+    hurried = [dataclasses.replace(train[0], text="one " * 100)]
+    with pytest.raises(ValueError, match=r"frames for 400 labels of 'one one .*leave it out of train"):
+        fit(tmp_path, settings=SETTINGS, train=hurried, dev=dev)
+    assert not (tmp_path / STATE_NAME).exists()
