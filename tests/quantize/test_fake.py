@@ -193,6 +193,18 @@ def test_fake_activations_equal_the_run_time_at_every_width(width):
     assert same_bits(found, expected.levels.astype(np.float32) * expected.scale)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fake_activations_equal_the_run_time_half_way_between_levels(bits):
+    """Where one unit in the last place of the inverse scale decides the level."""
+    limit = numerics.largest_symmetric_level(bits)
+    absmax = np.random.default_rng(bits).uniform(0.5, 2, (2000, 1)).astype(np.float32)
+    halves = absmax * (np.arange(limit, dtype=np.float32) + np.float32(0.5)) / np.float32(limit)
+    features = np.concatenate((absmax, halves, -halves), axis=1)
+    expected = numerics.quantize_dynamic(features, bits)
+    found = fake_quantize_activations(torch.from_numpy(features), bits)
+    assert same_bits(found, expected.levels.astype(np.float32) * expected.scale)
+
+
 def test_frames_do_not_see_each_other_whatever_stands_before_them():
     features = random_weight(2, 3, 5, 16)
     together = fake_quantize_activations(features, 4)

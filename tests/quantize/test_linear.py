@@ -126,6 +126,15 @@ def test_a_codebook_has_one_scale_for_its_range(granularity):
     assert np.all(error <= stored.scale[:, :, None] * reach * (1 + 1e-6) + 1e-6)
 
 
+def test_few_values_on_the_int8_grid_of_their_range_are_exact():
+    weight = torch.tensor([[-128.0, -64.0, 0.0, 33.0], [-128.0, 33.0, 33.0, 0.0]]) * torch.tensor(
+        [[0.5], [3.0]]
+    )
+    stored = quantize_weight(weight, Settings(bits=2, grid="codebook"))
+    assert stored.codebook.tolist() == [-128, -64, 0, 33]
+    assert np.array_equal(stored.dequantize(), weight.numpy())
+
+
 @pytest.mark.parametrize("grid", ["symmetric", "asymmetric", "codebook"])
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_a_weight_of_zeros_is_legal(bits, grid):

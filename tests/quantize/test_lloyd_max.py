@@ -60,6 +60,10 @@ def test_few_distinct_values_are_exact():
     assert found.errors[-1] <= rounding_of(values)
 
 
+def test_a_value_on_a_midpoint_belongs_to_the_upper_cell():
+    assert lloyd_max(np.array([0.0, 1.0, 2.0]), 2).centroids.tolist() == [0.0, 1.5]
+
+
 def test_a_pruned_kernel_still_gets_all_its_centroids():
     values = np.concatenate([np.zeros(900), np.random.default_rng(0).standard_normal(100)])
     assert lloyd_max(values, 16).centroids.size == 16

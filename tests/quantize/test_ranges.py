@@ -150,7 +150,13 @@ def test_each_error_measure_wins_on_its_own_objective():
     assert totals["mse", 2] < totals["mae", 2]
 
 
-def test_clip_search_leaves_a_constant_group_exact_and_ties_unclipped():
+def test_of_two_equal_errors_the_wider_range_wins():
+    """Three levels on [1, 0.75]: a range of 1 loses 0.25 of the second, 0.75 loses it of the first."""
+    chosen = Settings(bits=2, range="clip_search", clip_low=0.75, clip_step=0.25)
+    assert fit_grid(torch.tensor([[1.0, 0.75]]), chosen).scale.item() == 1.0
+
+
+def test_clip_search_leaves_a_constant_group_exact():
     constant = torch.full((2, 8), 0.3)
     chosen = Settings(bits=2, grid="asymmetric", range="clip_search")
     assert np.array_equal(quantize_weight(constant, chosen).dequantize(), constant.numpy())

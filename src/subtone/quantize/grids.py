@@ -30,8 +30,8 @@ class Grid(NamedTuple):
 def divided(values: Tensor, number: float) -> Tensor:
     """`values / number` as one IEEE division.
 
-    `values / 7` multiplies by a rounded 1/7 on a GPU, and `7 / values` by a reciprocal everywhere;
-    a divisor that is a tensor of the same device does neither.
+    torch may turn `values / 7` into a product with a rounded 1/7 (on a GPU), and does turn
+    `7 / values` into one with a reciprocal; between two tensors it divides.
     """
     return values / torch.full_like(values, number)
 
