@@ -101,7 +101,7 @@ def test_pink_noise_falls_3_db_an_octave() -> None:
 
 
 def test_the_noise_under_a_take_has_its_ratio() -> None:
-    take = dataclasses.replace(synth.plan("train", 1, seed=0)[0], noise="white", snr_db=10.0)
+    take = dataclasses.replace(synth.plan("train", 1, seed=0)[0], noise="white", snr_db=10.0, tract=1.0)
     spoken = (8000 * np.sin(np.arange(22050) * 0.1)).astype(np.int16)
     heard = synth.as_heard(take, spoken).astype(float)
     assert np.abs(heard).max() == pytest.approx(take.peak * 32767, abs=1)
@@ -112,6 +112,16 @@ def test_the_noise_under_a_take_has_its_ratio() -> None:
     snr_db = 10 * np.log10(speech_power / (np.mean(inner**2) - speech_power))
     # The power of 16000 samples of noise is known to sqrt(2/16000) = 1.1 %, 0.05 dB: four times that.
     assert snr_db == pytest.approx(10, abs=0.2)
+
+
+def test_a_shorter_tract_raises_every_frequency() -> None:
+    take = dataclasses.replace(synth.plan("train", 1, seed=0)[0], snr_db=40.0, silence_s=(0.0, 0.0))
+    spoken = (8000 * np.sin(2 * np.pi * 1000 * np.arange(22050) / 22050)).astype(np.int16)
+    for tract in (0.9, 1.1):
+        heard = synth.as_heard(dataclasses.replace(take, tract=tract), spoken)
+        assert len(heard) == pytest.approx(16000 / tract, abs=1)
+        peak_hz = np.argmax(np.abs(np.fft.rfft(heard))) * 16000 / len(heard)
+        assert peak_hz == pytest.approx(1000 * tract, abs=2)  # two bins of one hertz
 
 
 # The folder ------------------------------------------------------------------------------

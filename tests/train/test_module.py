@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -84,7 +86,7 @@ def test_words_of_the_dev_set_are_counted_up_to_each_length() -> None:
 
 def test_the_learning_rate_rises_and_falls_within_the_steps() -> None:
     module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
-    parts = module.configure_optimizers()
+    parts = cast(dict[str, Any], module.configure_optimizers())
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(SETTINGS.steps):

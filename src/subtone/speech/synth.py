@@ -125,6 +125,7 @@ class Take:
     voice: str
     words_per_minute: int
     pitch: int
+    tract: float
     noise: str
     snr_db: float
     peak: float
@@ -134,11 +135,13 @@ class Take:
 
 NOISES = ("white", "pink")
 WORDS_PER_MINUTE = (120, 180)
-PITCH = (25, 75)
+PITCH = (20, 80)
+TRACT = (0.88, 1.14)
 SNR_DB = (15.0, 40.0)
 PEAK = (0.1, 0.9)
 SILENCE_S = (0.05, 0.25)
-"""Ranges from which a take draws uniformly; silence stands at either end."""
+"""Ranges from which a take draws uniformly. `TRACT` scales all frequencies, as a shorter or longer
+vocal tract does, so that some dozens of variants become a continuum; silence stands at either end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +209,7 @@ def is_finished(folder: Path, settings: dict) -> bool:
 def recipe_digest() -> str:
     """Changes with whatever decides what a seed gives: texts, voices, ranges, espeak-ng itself."""
     tables = (SLOTS, COMMANDS, DIGITS, DIGITS_SHARE, MIN_DIGITS, MAX_DIGITS, VOICES)
-    ranges = (NOISES, WORDS_PER_MINUTE, PITCH, SNR_DB, PEAK, SILENCE_S)
+    ranges = (NOISES, WORDS_PER_MINUTE, PITCH, TRACT, SNR_DB, PEAK, SILENCE_S)
     version = metadata.version("espeakng-loader")
     return hashlib.sha256(repr((tables, ranges, version)).encode()).hexdigest()[:16]
 
@@ -265,6 +268,7 @@ def plan(split: str, count: int, seed: int) -> list[Take]:
                     voice=str(voice),
                     words_per_minute=int(random.integers(*WORDS_PER_MINUTE, endpoint=True)),
                     pitch=int(random.integers(*PITCH, endpoint=True)),
+                    tract=float(random.uniform(*TRACT)),
                     noise=NOISES[random.integers(len(NOISES))],
                     snr_db=float(random.uniform(*SNR_DB)),
                     peak=float(random.uniform(*PEAK)),
@@ -294,9 +298,8 @@ def speak_all(
             pending: deque[Future[Utterance]] = deque()
             utterances = []
             for index, take in enumerate(plan(split, counts[split], seed)):
-                spoken = voice_box.say(
-                    take.text, voice=take.voice, words_per_minute=take.words_per_minute, pitch=take.pitch
-                )
+                rate = round(take.words_per_minute / take.tract)  # resampling will give it back
+                spoken = voice_box.say(take.text, voice=take.voice, words_per_minute=rate, pitch=take.pitch)
                 path = folder / split / f"{split}-{index:05d}.flac"
                 pending.append(pool.submit(write_take, path, take, spoken))
                 while len(pending) > (4 * cores if index + 1 < counts[split] else 0):
@@ -316,11 +319,12 @@ def write_take(path: Path, take: Take, spoken: NDArray[np.int16]) -> Utterance:
 
 
 def as_heard(take: Take, spoken: NDArray[np.int16]) -> NDArray[np.int16]:
-    """22050 Hz speech with silence at either end, the take's noise under all of it, at 16 kHz.
+    """22050 Hz speech as of another vocal tract, silence at either end, noise under all; at 16 kHz.
 
     The ratio of speech to noise is that of their powers over the utterance, silence left out.
     """
-    speech = soxr.resample(spoken.astype(np.float32) / 32768, espeak.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+    heard_rate_hz = take.tract * espeak.SAMPLE_RATE_HZ
+    speech = soxr.resample(spoken.astype(np.float32) / 32768, heard_rate_hz, SAMPLE_RATE_HZ)
     power = float(np.mean(np.square(speech)))
     speech = np.pad(speech, [round(seconds * SAMPLE_RATE_HZ) for seconds in take.silence_s])
     noise = make_noise(take.noise, len(speech), np.random.default_rng(take.noise_seed))

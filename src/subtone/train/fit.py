@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import lightning
 import torch
@@ -68,30 +69,29 @@ def fit(
         preset(settings.model), num_features=front_end.num_mels, num_outputs=len(tokenizer.labels) + 1
     )
     network = build(config.to_json())
-    for name, utterances in (("train", train), ("dev", dev)):
-        speeds = settings.speeds if name == "train" else (1.0,)
-        check_utterances(name, utterances, front_end, tokenizer, network.frames_per_step, max(speeds))
+    frames_per_step = cast(int, network.frames_per_step)
+    check_utterances("train", train, front_end, tokenizer, frames_per_step, fastest=max(settings.speeds))
+    check_utterances("dev", dev, front_end, tokenizer, frames_per_step, fastest=1.0)
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / STATE_NAME
     epoch = epoch_to_resume(state, settings) if state.is_file() else 0
-    module = CtcModule(network, tokenizer=tokenizer, settings=settings)
-    train_cuts = cuts_of(train, rate_hz=front_end.rate_hz, speeds=settings.speeds)
-    dev_cuts = cuts_of(dev, rate_hz=front_end.rate_hz)
-    loaders = [
+    train_loader, dev_loader = (
         loader(
-            cuts,
+            cuts_of(utterances, rate_hz=front_end.rate_hz, speeds=speeds),
             FeatureDataset(front_end, tokenizer),
             batch_s=settings.batch_s,
             seed=settings.seed,
-            is_shuffled=cuts is train_cuts,
+            is_shuffled=is_shuffled,
             epoch=epoch,
         )
-        for cuts in (train_cuts, dev_cuts)
-    ]
+        for utterances, speeds, is_shuffled in ((train, settings.speeds, True), (dev, (1.0,), False))
+    )
+    module = CtcModule(network, tokenizer=tokenizer, settings=settings)
     with quiet_lightning():
         trainer = make_trainer(folder, settings, progress)
-        trainer.fit(module, *loaders, ckpt_path=state if state.is_file() else None, weights_only=True)
-        trainer.validate(module, loaders[1], verbose=False)
+        ckpt_path = state if state.is_file() else None
+        trainer.fit(module, train_loader, dev_loader, ckpt_path=ckpt_path, weights_only=True)
+        trainer.validate(module, dev_loader, verbose=False)
     checkpoint = Checkpoint(network=network.cpu().eval(), front_end=front_end, tokenizer=tokenizer)
     return Fitted(checkpoint=checkpoint, dev_errors=module.errors)
 
@@ -187,6 +187,7 @@ def check_utterances(
     front_end: FrontEnd,
     tokenizer: CharTokenizer,
     frames_per_step: int,
+    *,
     fastest: float,
 ) -> None:
     """ValueError unless each text has its labels and CTC has frames enough for them.

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from subtone.speech.decode import greedy_ctc
@@ -69,7 +70,7 @@ class CtcModule(lightning.LightningModule):
             labels = greedy_ctc(rows[: int(length)], self.tokenizer.blank_index)
             self.errors += word_errors(text, self.tokenizer.decode(labels))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
         optimizer = torch.optim.AdamW(
             self.parameters(),
