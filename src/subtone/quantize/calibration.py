@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subtone.quantize.method import Batch
-from subtone.quantize.weights import Weight, quantizable_weights
+from subtone.quantize.weights import quantizable_weights
 
 CHANNEL_AXIS: dict[str, int] = {"linear": -1, "pointwise": -2, "conv": -2, "depthwise": -2, "conv2d": -3}
 """Where a layer's input has its channels, counted from the end, so that a batch axis may lack."""
@@ -40,14 +40,14 @@ def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, 
     enters a mean whatever the model's strides. Layers whose inputs cannot be watched (LSTM,
     embeddings, attention's own weights) or that never ran are absent.
     """
-    means: dict[str, _Mean] = {}
     watched = {
         path: weight
         for path, weight in quantizable_weights(model).items()
         if weight.kind in CHANNEL_AXIS and weight.name == "weight"
     }
+    means = {path: _Mean() for path in watched}
     handles = [
-        weight.module.register_forward_pre_hook(_watch(means.setdefault(path, _Mean()), weight))
+        weight.module.register_forward_pre_hook(partial(_record, means[path], CHANNEL_AXIS[weight.kind]))
         for path, weight in watched.items()
     ]
     training = {module: module.training for module in model.modules()}
@@ -66,10 +66,6 @@ def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, 
     if watched and not seen:
         raise ValueError("calibration data holds no frame; give at least one utterance")
     return {path: _finite(path, mean) for path, mean in seen.items()}
-
-
-def _watch(mean: _Mean, weight: Weight) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return partial(_record, mean, CHANNEL_AXIS[weight.kind])
 
 
 def _record(mean: _Mean, channel_axis: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
