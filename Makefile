@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-NATIVE := CMakeLists.txt $(wildcard native/*)
+BUILT := CMakeLists.txt $(wildcard native/* recipes/*)
 
 .PHONY: install demo test bench lint format clean
 
@@ -19,7 +19,7 @@ install: .stamps/subtone
 	$(PIP) scikit-build-core cmake ninja
 	mkdir -p .stamps && touch $@
 
-.stamps/subtone: .stamps/environment $(NATIVE)
+.stamps/subtone: .stamps/environment $(BUILT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 

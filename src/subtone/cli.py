@@ -118,6 +118,76 @@ def _hear_manifest(path: Path, manifest: Path, limit: int | None, threads: int) 
 
 
 @app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the corpus, the models and the results go.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the corpus and of training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The whole flow on a spoken corpus that it makes itself, in minutes; ends with a table.
+
+    Example: subtone demo
+    """
+    from subtone.demo import run_demo
+    from subtone.report.tables import evaluation
+
+    rows = run_demo(folder, bar=progress_bar, seed=seed)
+    _show(rows, as_json=as_json, table=None if as_json else evaluation(rows))
+
+
+@data_app.command("synth")
+def data_synth(
+    folder: Annotated[Path, typer.Argument(help="Where the corpus goes.")],
+    num_train: Annotated[int, typer.Option(min=0)] = 2000,
+    num_dev: Annotated[int, typer.Option(min=0)] = 100,
+    num_test: Annotated[int, typer.Option(min=0)] = 300,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a spoken corpus of digits and commands; test voices are never heard in training.
+
+    Example: subtone data synth corpus/ --num-train 500
+    """
+    from subtone.speech.synth import make_corpus
+
+    with progress_bar("speaking") as move:
+        corpus = make_corpus(
+            folder, num_train=num_train, num_dev=num_dev, num_test=num_test, seed=seed, progress=move
+        )
+    log.print(f"{corpus.folder}: {num_train} + {num_dev} + {num_test} utterances")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/train-demo.toml.")],
+    train_manifest: Annotated[Path, typer.Option("--train", help="Manifest to learn from.")],
+    dev_manifest: Annotated[Path, typer.Option("--dev", help="Manifest to watch progress on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the checkpoint; the state of the run lies in OUT.run.")
+    ],
+) -> None:
+    """Train a float model; a killed run goes on where it was.
+
+    Example: subtone train recipes/train-demo.toml --train corpus/train --dev corpus/dev --out float/
+    """
+    from subtone.models.checkpoints import save_checkpoint
+    from subtone.speech.data import read_manifest
+    from subtone.train import TrainSettings, fit
+
+    settings = TrainSettings.load(recipe)
+    with progress_bar(f"training {settings.model}") as move:
+        fitted = fit(
+            out.with_name(f"{out.name}.run"),
+            settings=settings,
+            train=read_manifest(train_manifest),
+            dev=read_manifest(dev_manifest),
+            progress=move,
+        )
+    save_checkpoint(out, fitted.checkpoint)
+    log.print(f"{out}: dev WER {100 * fitted.dev_errors.rate:.2f} %")
+
+
+@app.command()
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/ptq-w8.toml.")],

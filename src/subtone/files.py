@@ -15,25 +15,40 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it takes `path`'s place on success.
 
     On any failure, Ctrl-C and a full disk included, what was written is removed and what stood at
-    `path` is untouched. A folder replaces a folder, a file a file.
+    `path` is untouched. A folder replaces a folder, a file a file; a symbolic link is followed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield beside
-        if beside.is_dir():
-            if path.is_dir():
-                shutil.rmtree(path)
-        else:
-            with open(beside, "rb+") as stream:
-                os.fsync(stream.fileno())
-        os.replace(beside, path)
+        _sync(beside)
+        if beside.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        os.replace(beside, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}; nothing was written, what was there before is unchanged",
+            str(path),
+        ) from error
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Makes what was written last through a power cut, where that can be asked for."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> None:

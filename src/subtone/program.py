@@ -89,6 +89,8 @@ class Relu:
 Op = Conv1d | Affine | Add | Relu
 OPS: dict[str, type] = {"conv1d": Conv1d, "affine": Affine, "add": Add, "relu": Relu}
 KINDS = {kind: name for name, kind in OPS.items()}
+REQUIRED_ROLES: dict[type, tuple[str, ...]] = {Conv1d: ("weight",), Affine: ("gain", "bias")}
+"""Constants that an operation cannot do without."""
 
 
 def inputs_of(op: Op) -> tuple[str, ...]:
@@ -127,6 +129,8 @@ class Program:
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
             for name in inputs_of(op):
                 _require(name in shapes, f"{where} reads {name}, which no earlier op writes")
+            for role in REQUIRED_ROLES.get(type(op), ()):
+                _require(bool(getattr(op, role)), f"{where} names no {role}")
             for name in constants_of(op).values():
                 _require(name in constants, f"{where} reads the constant {name}, which is missing")
             _require(op.output not in shapes, f"{where} writes {op.output} a second time")
@@ -155,7 +159,7 @@ class Program:
         for name, value in head.items():
             expected = str if name in ("input", "output") else int
             _require(
-                type(value) is expected and value != 0,
+                type(value) is expected and (value > 0 if expected is int else value != ""),
                 f"the program's {name}={value!r} is not a valid {expected.__name__}",
             )
         return cls(**head, ops=ops)
@@ -221,7 +225,8 @@ def _op_to_json(op: Op) -> dict:
 
 
 def _op_from_json(entry: Mapping) -> Op:
-    _require(isinstance(entry, Mapping) and entry.get("op") in OPS, f"unknown operation {entry!r:.80}")
+    is_known = isinstance(entry, Mapping) and isinstance(entry.get("op"), str) and entry["op"] in OPS
+    _require(is_known, f"unknown operation {entry!r:.80}")
     kind = OPS[entry["op"]]
     types_of = typing.get_type_hints(kind)
     values = {name: value for name, value in entry.items() if name != "op"}

@@ -179,7 +179,10 @@ class QTensor:
                 scale.shape[0] == codes.shape[0],
                 f"scale of shape {scale.shape} has groups but not one row a channel",
             )
-            check_group_size(self.shape, self.num_columns / groups)
+            _require(
+                self.num_columns % groups == 0, f"{groups} groups do not divide {self.num_columns} columns"
+            )
+            check_group_size(self.shape, self.num_columns // groups)
         stored = np.float16 if groups > 1 else np.float32
         _require(scale.dtype == stored, f"scale is {scale.dtype}, stored as {np.dtype(stored)}")
         _require(
@@ -234,7 +237,7 @@ def unflatten_weight(flat: NDArray, shape: tuple[int, ...]) -> NDArray:
     return np.ascontiguousarray(np.moveaxis(flat.reshape(out, *taps, inputs), -1, 1))
 
 
-def check_group_size(shape: tuple[int, ...], group_size: float, *, name: str = "the weight") -> int:
+def check_group_size(shape: tuple[int, ...], group_size: int, *, name: str = "the weight") -> int:
     """`group_size` as a count of groups in a row, if it divides the input channels of `shape`."""
     inputs, taps = shape[1], math.prod(shape[2:])
     if group_size < 1 or inputs % group_size:
@@ -244,8 +247,8 @@ def check_group_size(shape: tuple[int, ...], group_size: float, *, name: str = "
             if divisors
             else "use one scale a channel"
         )
-        raise ValueError(f"group_size={group_size:g} does not divide {inputs} inputs of {name}; {remedy}")
-    return taps * int(inputs // group_size)
+        raise ValueError(f"group_size={group_size} does not divide {inputs} inputs of {name}; {remedy}")
+    return taps * (inputs // group_size)
 
 
 def as_stored(values: NDArray, like: NDArray | None = None) -> NDArray[np.float32] | NDArray[np.float16]:

@@ -28,6 +28,7 @@ from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu, co
 from subtone.qtensor import QTensor
 
 EXAMPLE_FRAMES = 64
+INPUT, OUTPUT = "features", "logits"
 aten = torch.ops.aten
 
 
@@ -53,11 +54,12 @@ def lower(
     ops, constants = graph.ops, graph.constants
     ops, constants = fold_affine(ops, constants, graph.output)
     ops = fuse_relu(ops, graph.output)
+    ops = rename_values(ops, {graph.input: INPUT, graph.output: OUTPUT})
     used = {name for op in ops for name in constants_of(op).values()}
     program = Program(
-        input=graph.input,
+        input=INPUT,
         input_width=network.config.num_features,
-        output=graph.output,
+        output=OUTPUT,
         output_width=network.config.num_outputs,
         frames_per_step=network.frames_per_step,
         ops=tuple(ops),
@@ -364,6 +366,19 @@ def fuse_relu(ops: list[Op], output: str) -> list[Op]:
         if not (isinstance(op, Relu) and op.input in fused)
     ]
     return replaced
+
+
+def rename_values(ops: list[Op], names: dict[str, str]) -> list[Op]:
+    """`ops` with `names` for some values and v0, v1, ... for the others: torch's names fill a header."""
+    for op in ops:
+        names.setdefault(op.output, f"v{len(names)}")
+    fields = ("input", "left", "right", "output")
+    return [
+        dataclasses.replace(
+            op, **{field: names[getattr(op, field)] for field in fields if hasattr(op, field)}
+        )
+        for op in ops
+    ]
 
 
 def _readers(ops: list[Op], output: str) -> Counter[str]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from subtone.files import replacing
 from subtone.models import build
 from subtone.models.nemo import front_end_from_nemo, network_from_nemo, read_nemo
 from subtone.qtensor import QTensor
@@ -117,16 +115,10 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
             state |= {f"{name}.{part}": torch.from_numpy(value) for part, value in _parts(weight).items()}
         for name, shift in quantization.bias_shifts.items():
             state[f"{name}.bias_shift"] = torch.from_numpy(shift)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        beside.mkdir(parents=True)
+    with replacing(path) as beside:
+        beside.mkdir()
         safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
         (beside / CONFIG_FILE).write_text(json.dumps(document, indent=1))
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _load_folder(path: Path) -> Checkpoint:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-import secrets
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from subtone.files import replacing
 from subtone.pack.bits import pack_codes, unpack_codes
 from subtone.pack.errors import PackedFileError, PackedFileReason
 from subtone.pack.header import header_bytes, read_header
@@ -135,24 +135,9 @@ def write_packed(path: str | os.PathLike[str], model: PackedModel) -> None:
     if target.exists() and not target.is_file():
         raise IsADirectoryError(f"{path} is not a file that can be replaced; give a file's name")
     chunks = packed_chunks(model)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(temporary, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(
-                error.errno,
-                f"{error.strerror}; nothing was written, what was there before is unchanged",
-                str(path),
-            ) from error
-        raise
-    _sync_folder(target.parent)
+    with replacing(target) as beside, open(beside, "xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def packed_chunks(model: PackedModel) -> list[Chunk]:
@@ -249,16 +234,6 @@ def _num_bytes(chunks: list) -> int:
 def _crc32(*sections: Chunk) -> str:
     """Eight lower-case hexadecimal digits for each section, joined."""
     return "".join(f"{zlib.crc32(section):08x}" for section in sections)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where folders can be opened at all."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # Reading ---------------------------------------------------------------------------------

@@ -1,0 +1,296 @@
+"""Checkpoints come back as they went; a damaged one says so in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from subtone.models.checkpoints import Checkpoint, Quantization, load_checkpoint, save_checkpoint
+from subtone.models.nemo import nemo_names
+from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
+from subtone.numerics import symmetric_grid
+from subtone.qtensor import QTensor
+from subtone.speech.features import FrontEnd
+from subtone.speech.text import CharTokenizer
+
+LABELS = (" ", "a", "b")
+CONFIG = QuartzNetConfig(
+    num_outputs=4,
+    blocks=(
+        Block(filters=8, kernel=3, stride=2),
+        Block(filters=8, kernel=3, repeat=2, has_residual=True),
+        Block(filters=6, kernel=1, is_separable=False),
+    ),
+)
+
+
+def checkpoint(**changes) -> Checkpoint:
+    torch.manual_seed(0)
+    network = QuartzNet(CONFIG)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(module.running_mean)
+    parts = {"network": network.eval(), "front_end": FrontEnd(), "tokenizer": CharTokenizer(LABELS)}
+    return Checkpoint(**{**parts, **changes})
+
+
+def quantization(network: QuartzNet) -> Quantization:
+    weights = {}
+    for name in ("blocks.0.units.0.pointwise.weight", "blocks.1.units.0.depthwise.weight"):
+        array = dict(network.named_parameters())[name].detach().numpy()
+        absmax = np.abs(array).reshape(len(array), -1).max(1, keepdims=True)
+        weights[name] = QTensor.on_grid(array, symmetric_grid(absmax, 4), 4, is_symmetric=True)
+    name = "blocks.0.units.0.pointwise.weight"
+    weights["blocks.2.units.0.conv.weight"] = QTensor.on_codebook(
+        network.blocks[2].units[0].conv.weight.detach().numpy(),
+        np.full((1, 1), 0.01, np.float32),
+        np.array([-50, 0, 20], np.int8),
+        bits=2,
+    )
+    return Quantization(
+        weights=weights,
+        activation_bits={name: 8 if "pointwise" in name else 0 for name in weights},
+        bias_shifts={name: np.arange(8, dtype=np.float32)},
+        recipe={"name": "test"},
+    )
+
+
+def decoded(source: Checkpoint) -> Checkpoint:
+    made = quantization(source.network)
+    with torch.no_grad():
+        for name, weight in made.weights.items():
+            source.network.get_parameter(name).copy_(torch.from_numpy(weight.dequantize()))
+    return Checkpoint(
+        network=source.network, front_end=source.front_end, tokenizer=source.tokenizer, quantization=made
+    )
+
+
+def same_weights(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    states = left.state_dict(), right.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )
+
+
+def test_a_float_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    before = checkpoint()
+    save_checkpoint(tmp_path / "float", before)
+    after = load_checkpoint(tmp_path / "float")
+    assert same_weights(before.network, after.network)
+    assert (after.front_end, after.tokenizer, after.quantization) == (
+        before.front_end,
+        before.tokenizer,
+        None,
+    )
+    assert not after.network.training
+
+
+def test_a_quantized_checkpoint_holds_codes_and_comes_back_exactly(tmp_path: Path) -> None:
+    before = decoded(checkpoint())
+    save_checkpoint(tmp_path / "q", before)
+    after = load_checkpoint(tmp_path / "q")
+    assert same_weights(before.network, after.network)
+    assert before.quantization is not None
+    assert after.quantization is not None
+    for name, weight in before.quantization.weights.items():
+        loaded = after.quantization.weights[name]
+        np.testing.assert_array_equal(loaded.codes, weight.codes)
+        assert (loaded.bits, loaded.shape, loaded.num_levels) == (
+            weight.bits,
+            weight.shape,
+            weight.num_levels,
+        )
+        assert (loaded.codebook is None) == (weight.codebook is None)
+    assert after.quantization.activation_bits == before.quantization.activation_bits
+    assert after.quantization.recipe == {"name": "test"}
+    for name, shift in before.quantization.bias_shifts.items():
+        np.testing.assert_array_equal(after.quantization.bias_shifts[name], shift)
+
+
+def test_saving_replaces_a_checkpoint_but_nothing_else(tmp_path: Path) -> None:
+    for _ in range(2):
+        save_checkpoint(tmp_path / "float", checkpoint())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("dear")
+    with pytest.raises(ValueError, match="exists and is not a checkpoint"):
+        save_checkpoint(tmp_path / "photos", checkpoint())
+    assert (tmp_path / "photos" / "a.jpg").read_text() == "dear"
+
+
+def test_a_checkpoint_hears(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
+    save_checkpoint(tmp_path / "float", checkpoint())
+    text = load_checkpoint(tmp_path / "float").recognizer().hear(sound)
+    assert text == checkpoint().recognizer().hear(sound)
+    assert set(text) <= set(LABELS)
+
+
+def damage_config(folder: Path, **changes) -> None:
+    document = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(document))
+
+
+DAMAGES = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "no weights": (lambda folder: (folder / "weights.safetensors").unlink(), "no weights.safetensors"),
+    "cut weights": (lambda folder: (folder / "weights.safetensors").write_bytes(b"\x01\x00"), "is damaged"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+    "foreign": (
+        lambda folder: damage_config(folder, format="other"),
+        "does not describe a subtone checkpoint",
+    ),
+    "newer": (lambda folder: damage_config(folder, version=2), "version 2; this subtone reads 1"),
+    "other model": (lambda folder: damage_config(folder, model={"family": "x"}), "family='x' is not known"),
+    "other blocks": (
+        lambda folder: damage_config(folder, model=QuartzNetConfig(blocks=CONFIG.blocks[:1]).to_json()),
+        "is not a whole checkpoint: RuntimeError",
+    ),
+    "no tokenizer": (lambda folder: damage_config(folder, tokenizer={}), "tokenizer"),
+    "lost codes": (
+        lambda folder: damage_config(folder, quantized={"head.weight": {"shape": [4, 6, 1], "bits": 4}}),
+        "head.weight.codes",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_says_so_in_one_line(tmp_path: Path, damage: str) -> None:
+    save_checkpoint(tmp_path / "float", checkpoint())
+    break_it, message = DAMAGES[damage]
+    break_it(tmp_path / "float")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(tmp_path / "float")
+    assert "\n" not in str(caught.value)
+
+
+# NeMo ----------------------------------------------------------------------------------------------
+
+
+def write_nemo(
+    path: Path,
+    network: QuartzNet,
+    *,
+    drop: str = "",
+    config: dict | None = None,
+    members: tuple[str, ...] = ("config", "weights"),
+) -> None:
+    """A `.nemo` of `network`: the layout of PAPERS.md section 3 and of the given model."""
+    blocks = [
+        {
+            "filters": block.filters,
+            "repeat": block.repeat,
+            "kernel": [block.kernel],
+            "stride": [block.stride],
+            "dilation": [block.dilation],
+            "dropout": 0.0,
+            "residual": block.has_residual,
+            "separable": block.is_separable,
+        }
+        for block in network.config.blocks
+    ]
+    document = {
+        "sample_rate": 16000,
+        "labels": list(LABELS),
+        "preprocessor": {
+            "sample_rate": 16000,
+            "normalize": "per_feature",
+            "window_size": 0.02,
+            "window_stride": 0.01,
+            "window": "hann",
+            "features": 64,
+            "n_fft": 512,
+            "log": True,
+        },
+        "encoder": {"feat_in": 64, "jasper": blocks},
+    } | (config or {})
+    state = {theirs: network.state_dict()[ours] for ours, theirs in nemo_names(network) if theirs != drop}
+    weights = io.BytesIO()
+    torch.save(state, weights)
+    parts = {
+        "config": ("./model_config.yaml", yaml.safe_dump(document).encode()),
+        "weights": ("./model_weights.ckpt", weights.getvalue()),
+    }
+    with tarfile.open(path, "w") as archive:
+        for name in members:
+            entry = tarfile.TarInfo(parts[name][0])
+            entry.size = len(parts[name][1])
+            archive.addfile(entry, io.BytesIO(parts[name][1]))
+
+
+def test_a_nemo_file_gives_the_same_network(tmp_path: Path) -> None:
+    network = checkpoint().network
+    write_nemo(tmp_path / "a.nemo", network)
+    loaded = load_checkpoint(tmp_path / "a.nemo")
+    assert same_weights(loaded.network, network)
+    assert loaded.network.config == network.config
+    assert loaded.tokenizer.labels == LABELS
+    assert loaded.front_end == FrontEnd()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"members": ("config",)}, "has no model_weights.ckpt"),
+        ({"members": ("weights",)}, "has no model_config.yaml"),
+        (
+            {"drop": "decoder.decoder_layers.0.weight"},
+            "lacks 1 weights, the first is decoder.decoder_layers.0.weight",
+        ),
+        ({"config": {"encoder": {"feat_in": 64}}}, "has no encoder.jasper"),
+        ({"config": {"labels": ["a"]}}, r"has shape \(4, 6, 1\), the config needs \(2, 6, 1\)"),
+        (
+            {"config": {"preprocessor": {"normalize": "all_features"}}},
+            "normalize='all_features' is not supported",
+        ),
+    ],
+)
+def test_a_nemo_file_that_lacks_something_says_what(tmp_path: Path, options: dict, message: str) -> None:
+    write_nemo(tmp_path / "a.nemo", checkpoint().network, **options)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "a.nemo")
+
+
+def test_a_nemo_file_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    write_nemo(tmp_path / "a.nemo", checkpoint().network)
+    weights = io.BytesIO()
+    torch.save({"x": Evil()}, weights)
+    with tarfile.open(tmp_path / "a.nemo", "r") as archive:
+        config = archive.extractfile("./model_config.yaml").read()
+    with tarfile.open(tmp_path / "evil.nemo", "w") as archive:
+        for name, data in (("model_config.yaml", config), ("model_weights.ckpt", weights.getvalue())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    with pytest.raises(ValueError, match="not a file of tensors that torch reads safely"):
+        load_checkpoint(tmp_path / "evil.nemo")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "a.nemo").write_bytes(b"not a tar" * 100)
+    with pytest.raises(ValueError, match="is not a .nemo file"):
+        load_checkpoint(tmp_path / "a.nemo")
+    (tmp_path / "a.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="neither a checkpoint folder nor a .nemo file"):
+        load_checkpoint(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="does not exist"):
+        load_checkpoint(tmp_path / "missing")
+
+
+@pytest.mark.speech
+def test_the_given_model_is_read_whole(shared: Path) -> None:
+    loaded = load_checkpoint(shared / "models" / "quartznet15x5-en.nemo")
+    assert sum(value.numel() for value in loaded.network.parameters()) == 18_924_381
+    assert loaded.tokenizer.blank_index == 28
+    assert loaded.front_end == FrontEnd()
