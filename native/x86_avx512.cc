@@ -60,95 +60,118 @@ SUBTONE_INLINE ints broadcast_quad(const int8_t* levels) {
   return _mm512_set1_epi32(quad);
 }
 
+float largest_magnitude(const float* x, int64_t count) {
+  floats largest[4];
+  repeat<4>(SUBTONE_EACH(v) { largest[v] = _mm512_setzero_ps(); });
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= count; k += 4 * kLanes)
+    repeat<4>(SUBTONE_EACH(v) {
+      largest[v] = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + k + kLanes * v)), largest[v]);
+    });
+  for (; k < count; k += kLanes)
+    largest[0] = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(count - k), x + k)), largest[0]);
+  return _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])));
+}
+
+SUBTONE_INLINE ints levels_of(floats x, floats inverse) {
+  const floats position = _mm512_add_ps(_mm512_mul_ps(x, inverse), _mm512_set1_ps(0.5f));
+  return _mm512_cvt_roundps_epi32(position, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+// Levels of one group, zeros up to its multiple of 4, and their sum.
+int32_t quantize_group(const float* x, floats inverse, int64_t size, int64_t bytes, int8_t* levels) {
+  // Packing four vectors works within 128-bit lanes; this puts their quads of bytes in order again.
+  const ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  ints sum = _mm512_setzero_si512();
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= size; k += 4 * kLanes) {
+    ints part[4];
+    repeat<4>(SUBTONE_EACH(v) { part[v] = levels_of(_mm512_loadu_ps(x + k + kLanes * v), inverse); });
+    const ints low = _mm512_packs_epi32(part[0], part[1]), high = _mm512_packs_epi32(part[2], part[3]);
+    const ints packed = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), packed);
+    _mm512_storeu_si512(levels + k, packed);
+  }
+  for (; k < size; k += kLanes) {
+    const ints part = levels_of(_mm512_maskz_loadu_ps(lanes(size - k), x + k), inverse);  // absent: 0
+    sum = _mm512_add_epi32(sum, part);
+    _mm512_mask_cvtsepi32_storeu_epi8(levels + k, lanes(bytes - k), part);
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+
 void quantize(const Product& product, const float* x, int64_t frames, const Levels& out) {
   constexpr float kSilent = 1.0f / (1ull << 50) / (1ull << 50);  // 2^-100
   const float limit = static_cast<float>(product.limit);
-  const floats half = _mm512_set1_ps(0.5f);
   for (int64_t t = 0; t < frames; ++t, x += product.inputs) {
-    floats largest = _mm512_setzero_ps();
-    for (int64_t k = 0; k < product.inputs; k += kLanes) {
-      const floats part = _mm512_maskz_loadu_ps(lanes(product.inputs - k), x + k);
-      largest = _mm512_max_ps(_mm512_abs_ps(part), largest);
-    }
-    const float absmax = _mm512_reduce_max_ps(largest);
+    const float absmax = largest_magnitude(x, product.inputs);
     const bool silent = absmax < kSilent;
     const floats inverse = _mm512_set1_ps(silent ? 0.0f : limit / absmax);
     out.scale[t] = silent ? 0.0f : absmax / limit;
-    for (int64_t g = 0; g < product.groups; ++g) {
-      int8_t* row = out.levels + t * product.row_bytes() + g * product.group_bytes;
-      const float* from = x + g * product.group_size;
-      ints sum = _mm512_setzero_si512();
-      for (int64_t k = 0; k < product.group_size; k += kLanes) {
-        const __mmask16 present = lanes(product.group_size - k);
-        const floats part = _mm512_maskz_loadu_ps(present, from + k);
-        const floats position = _mm512_add_ps(_mm512_mul_ps(part, inverse), half);
-        const ints level =
-            _mm512_maskz_cvt_roundps_epi32(present, position, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        sum = _mm512_add_epi32(sum, level);
-        // Levels and, behind the last of a group, zeros up to its multiple of 4.
-        _mm512_mask_cvtsepi32_storeu_epi8(row + k, lanes(product.group_bytes - k), level);
-      }
-      out.sums[t * product.groups + g] = _mm512_reduce_add_epi32(sum);
-    }
+    for (int64_t g = 0; g < product.groups; ++g)
+      out.sums[t * product.groups + g] =
+          quantize_group(x + g * product.group_size, inverse, product.group_size, product.group_bytes,
+                         out.levels + t * product.row_bytes() + g * product.group_bytes);
   }
 }
 
-// sums[f * kVectors + v] += the levels of frame f times 16 outputs of a panel, over `quads` quads of
-// inputs. `sums` is read and written once: in between they are 24 variables, which stay in registers.
-template <int kFrames, int kVectors>
-SUBTONE_INLINE void multiply_group(const uint8_t* weights, const int8_t* levels, int64_t row_bytes, int64_t bytes,
-                                   ints* sums) {
-  ints sum[kFrames][kVectors];
-  repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { sum[f][v] = sums[f * kVectors + v]; }); });
-  for (int64_t k = 0; k < bytes; k += 4, weights += 64 * kVectors) {
+// total[f][v] += what one group adds for frame f and 16 outputs. The sums are 24 variables that live in
+// registers from the first product to the last; the totals of all groups stay in memory, which a call
+// that is not inlined makes sure of (GCC 12 would spill the sums instead).
+template <int kFrames, int kVectors, bool kHasZeroPoint>
+__attribute__((noinline)) void multiply_group(const Product& product, const uint8_t* weights, const int8_t* levels,
+                                              const int32_t* level_sums, int64_t row, float* total) {
+  const int64_t row_bytes = product.row_bytes(), groups = product.groups;
+  ints sums[kFrames][kVectors];
+  repeat<kFrames>(SUBTONE_EACH(f) {
+    const ints start = _mm512_set1_epi32(-kLevelOffset * level_sums[f * groups]);
+    repeat<kVectors>(SUBTONE_EACH(v) { sums[f][v] = start; });
+  });
+  for (int64_t k = 0; k < product.group_bytes; k += 4, weights += 64 * kVectors) {
     ints part[kVectors];
     repeat<kVectors>(SUBTONE_EACH(v) { part[v] = _mm512_loadu_si512(weights + 64 * v); });
     repeat<kFrames>(SUBTONE_EACH(f) {
       const ints quad = broadcast_quad(levels + f * row_bytes + k);
-      repeat<kVectors>(SUBTONE_EACH(v) { sum[f][v] = _mm512_dpbusd_epi32(sum[f][v], part[v], quad); });
+      repeat<kVectors>(SUBTONE_EACH(v) { sums[f][v] = _mm512_dpbusd_epi32(sums[f][v], part[v], quad); });
     });
   }
-  repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { sums[f * kVectors + v] = sum[f][v]; }); });
+  repeat<kFrames>(SUBTONE_EACH(f) {
+    repeat<kVectors>(SUBTONE_EACH(v) {
+      const int64_t n = row + kLanes * v;
+      // Nothing happens here; but without it GCC 12 keeps two copies of every sum, one of the type that
+      // the product returns and one of the type that the loop carries, and spills both.
+      asm("" : "+v"(sums[f][v]));
+      floats sum = _mm512_cvtepi32_ps(sums[f][v]);
+      if constexpr (kHasZeroPoint) {
+        const floats level_sum = _mm512_set1_ps(static_cast<float>(level_sums[f * groups]));
+        sum = _mm512_sub_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(product.zero_point + n), level_sum));
+      }
+      float* at = total + kLanes * (f * kVectors + v);
+      _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), _mm512_mul_ps(sum, _mm512_loadu_ps(product.scale + n))));
+    });
+  });
 }
 
 // kFrames frames times one panel of kVectors * 16 outputs.
 template <int kFrames, int kVectors>
 void multiply_tile(const Product& product, const Levels& in, int64_t t0, int64_t n0, float* y) {
-  const int64_t row_bytes = product.row_bytes();
-  const uint8_t* weights = product.panels + n0 * row_bytes;
-  const int8_t* levels = in.levels + t0 * row_bytes;
-  const int32_t* level_sums = in.sums + t0 * product.groups;
-  ints sums[kFrames * kVectors];
-  floats total[kFrames * kVectors];
-  for (floats& part : total) part = _mm512_setzero_ps();
-
+  alignas(64) float total[kFrames * kVectors * kLanes] = {};
+  const uint8_t* weights = product.panels + n0 * product.row_bytes();
+  const int8_t* levels = in.levels + t0 * product.row_bytes();
+  const auto add_group =
+      product.zero_point ? multiply_group<kFrames, kVectors, true> : multiply_group<kFrames, kVectors, false>;
   for (int64_t g = 0; g < product.groups; ++g) {
-    for (int f = 0; f < kFrames; ++f) {
-      const ints start = _mm512_set1_epi32(-kLevelOffset * level_sums[f * product.groups + g]);
-      for (int v = 0; v < kVectors; ++v) sums[f * kVectors + v] = start;
-    }
-    multiply_group<kFrames, kVectors>(weights, levels, row_bytes, product.group_bytes, sums);
+    add_group(product, weights, levels, in.sums + t0 * product.groups + g, g * product.padded_outputs + n0, total);
     weights += product.group_bytes * kLanes * kVectors;
     levels += product.group_bytes;
-    const int64_t row = g * product.padded_outputs + n0;
-    for (int v = 0; v < kVectors; ++v) {
-      const floats scale = _mm512_loadu_ps(product.scale + row + kLanes * v);
-      for (int f = 0; f < kFrames; ++f) {
-        floats sum = _mm512_cvtepi32_ps(sums[f * kVectors + v]);
-        if (product.zero_point) {
-          const floats level_sum = _mm512_set1_ps(static_cast<float>(level_sums[f * product.groups + g]));
-          const floats zero_point = _mm512_loadu_ps(product.zero_point + row + kLanes * v);
-          sum = _mm512_sub_ps(sum, _mm512_mul_ps(zero_point, level_sum));
-        }
-        total[f * kVectors + v] = _mm512_add_ps(total[f * kVectors + v], _mm512_mul_ps(sum, scale));
-      }
-    }
   }
   for (int f = 0; f < kFrames; ++f) {
     const floats frame_scale = _mm512_set1_ps(in.scale[t0 + f]);
     for (int v = 0; v < kVectors; ++v) {
       const int64_t n = n0 + kLanes * v;
-      const floats value = finished(product.finish, n, _mm512_mul_ps(total[f * kVectors + v], frame_scale));
+      const floats sum = _mm512_load_ps(total + kLanes * (f * kVectors + v));
+      const floats value = finished(product.finish, n, _mm512_mul_ps(sum, frame_scale));
       _mm512_mask_storeu_ps(y + (t0 + f) * product.outputs + n, lanes(product.outputs - n), value);
     }
   }
@@ -217,23 +240,30 @@ void dense(const Convolution& conv, const float* x, int64_t frames_in, Span fram
   }
 }
 
-// Adds taps [first, last) to kFrames output frames of 16 channels. `x` is the channels' place in row 0
-// and `first_row` the row of tap 0 of the first frame. With kChecked, rows beyond an end of x are left
-// out: adding 0 * weight changes no bit of a sum that starts at +0.
+SUBTONE_INLINE void add_product(floats x, const float* weights, floats* total) {
+  *total = _mm512_add_ps(*total, _mm512_mul_ps(x, _mm512_loadu_ps(weights)));
+}
+
+// Number of taps j in 0 .. kernel - 1 with j * dilation < distance.
+SUBTONE_INLINE int64_t taps_before(int64_t distance, int64_t dilation, int64_t kernel) {
+  return distance <= 0 ? 0 : smaller((distance - 1) / dilation + 1, kernel);
+}
+
+// Adds taps [first, last) to kFrames output frames, whose rows are `row_step` apart; `x` is the
+// channels' place in row 0 and `first_row` the row of tap 0 of the first frame. With kChecked, rows
+// beyond an end of x are left out: adding 0 * weight changes no bit of a sum that starts at +0.
 template <int kFrames, bool kChecked>
 SUBTONE_INLINE void add_taps(const Convolution& conv, const float* x, int64_t frames_in, int64_t first_row,
-                             Span taps, const float* weights, __mmask16 mask, floats (&total)[kFrames]) {
-  if (taps.first >= taps.last) return;
-  int64_t offset[kFrames];  // of each frame's row from the first one's: the loop adds, never multiplies
-  repeat<kFrames>(SUBTONE_EACH(f) { offset[f] = f * conv.stride * conv.inputs; });
-  const int64_t stride = conv.stride, dilation = conv.dilation, step = dilation * conv.inputs;
-  int64_t row = first_row + taps.first * dilation;
-  int64_t at = row * conv.inputs;
-  for (int64_t tap = taps.first; tap < taps.last; ++tap, row += dilation, at += step) {
+                             int64_t row_step, Span taps, const float* weights, __mmask16 mask,
+                             floats (&total)[kFrames]) {
+  const int64_t inputs = conv.inputs, dilation = conv.dilation;
+  for (int64_t tap = taps.first; tap < taps.last; ++tap) {
     const floats weight = _mm512_loadu_ps(weights + kLanes * tap);
+    const int64_t row = first_row + tap * dilation;
     repeat<kFrames>(SUBTONE_EACH(f) {
-      if (kChecked && (row + f * stride < 0 || row + f * stride >= frames_in)) return;
-      const floats part = _mm512_maskz_loadu_ps(mask, x + (at + offset[f]));
+      const int64_t at = row + f * row_step;
+      if (kChecked && (at < 0 || at >= frames_in)) return;
+      const floats part = _mm512_maskz_loadu_ps(mask, x + at * inputs);
       total[f] = _mm512_add_ps(total[f], _mm512_mul_ps(part, weight));
     });
   }
@@ -241,45 +271,93 @@ SUBTONE_INLINE void add_taps(const Convolution& conv, const float* x, int64_t fr
 
 constexpr int kDepthwiseFrames = 8;
 
+// Any tile: output frames t0, t0 + step, ... of 16 channels or fewer.
 template <int kFrames>
-void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0, float* y) {
+void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t step,
+                    int64_t n0, float* y) {
   const __mmask16 mask = lanes(conv.outputs - n0);
   const float* weights = conv.panels + n0 * conv.kernel;
+  const int64_t dilation = conv.dilation, row_step = step * conv.stride;
   const int64_t first_row = t0 * conv.stride - conv.padding;
-  const int64_t last_row = first_row + (kFrames - 1) * conv.stride;
-  // Taps for which the rows of all frames exist: first_row + tap * dilation >= 0 and
-  // last_row + tap * dilation < frames_in.
-  Span inner = {0, conv.kernel};
-  if (first_row < 0) inner.first = smaller((-first_row + conv.dilation - 1) / conv.dilation, conv.kernel);
-  if (last_row + (conv.kernel - 1) * conv.dilation >= frames_in)
-    inner.last = last_row >= frames_in ? 0 : (frames_in - 1 - last_row) / conv.dilation + 1;
-  inner.last = larger(inner.first, inner.last);
+  const int64_t last_row = first_row + (kFrames - 1) * row_step;
+  // Taps whose row exists for some frame of the tile, and among them those whose row exists for all.
+  const Span some = {taps_before(-last_row, dilation, conv.kernel),
+                     taps_before(frames_in - first_row, dilation, conv.kernel)};
+  Span all = {taps_before(-first_row, dilation, conv.kernel), taps_before(frames_in - last_row, dilation, conv.kernel)};
+  all.first = smaller(all.first, some.last);
+  all.last = larger(all.first, all.last);
   floats total[kFrames];
   repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, {0, inner.first}, weights, mask, total);
-  if (mask == 0xFFFF)
-    add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, inner, weights, 0xFFFF, total);
-  else
-    add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, inner, weights, mask, total);
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, {inner.last, conv.kernel}, weights, mask, total);
+  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {some.first, all.first}, weights, mask, total);
+  add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, row_step, all, weights, mask, total);
+  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {all.last, some.last}, weights, mask, total);
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_mask_storeu_ps(y + (t0 + f) * conv.outputs + n0, mask, finished(conv.finish, n0, total[f]));
+    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.outputs + n0, mask, finished(conv.finish, n0, total[f]));
   });
 }
 
-using DepthwiseTile = void (*)(const Convolution&, const float*, int64_t, int64_t, int64_t, float*);
+// The tile that most are: stride 1, 16 channels, all rows inside, at least 8 taps. With frames
+// `dilation` apart, tap j of frame f reads row f + j: each row is loaded once and meets a run of 8
+// weights that lie together. By taps, as above, a row is loaded 8 times, from lines 2 KiB apart that
+// crowd the same sets of the first cache: two thirds of the speed.
+void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
+  constexpr int kFrames = kDepthwiseFrames;
+  const int64_t row_step = conv.dilation * conv.inputs;
+  const float* row = x + (t0 - conv.padding) * conv.inputs + n0;
+  const float* weights = conv.panels + n0 * conv.kernel;
+  floats total[kFrames];
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
+  // Frame f takes part from row f to row f + kernel - 1: first rows for ever more frames, ...
+  repeat<kFrames - 1>(SUBTONE_EACH(r) {
+    const floats part = _mm512_loadu_ps(row);
+    repeat<r + 1>(SUBTONE_EACH(f) { add_product(part, weights + kLanes * (r - f), &total[f]); });
+    row += row_step;
+  });
+  weights += kLanes * (kFrames - 1);
+  // ... then rows for all, `weights` being what frame 0 meets, ...
+  for (int64_t r = kFrames - 1; r < conv.kernel; ++r, row += row_step, weights += kLanes) {
+    const floats part = _mm512_loadu_ps(row);
+    repeat<kFrames>(SUBTONE_EACH(f) { add_product(part, weights - kLanes * f, &total[f]); });
+  }
+  // ... then rows for ever fewer.
+  repeat<kFrames - 1>(SUBTONE_EACH(r) {
+    const floats part = _mm512_loadu_ps(row);
+    repeat<kFrames - 1 - r>(SUBTONE_EACH(i) {
+      constexpr int f = r + 1 + i;
+      add_product(part, weights - kLanes * (f - r), &total[f]);
+    });
+    row += row_step;
+  });
+  repeat<kFrames>(SUBTONE_EACH(f) {
+    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.outputs + n0, finished(conv.finish, n0, total[f]));
+  });
+}
+
+using DepthwiseTile = void (*)(const Convolution&, const float*, int64_t, int64_t, int64_t, int64_t, float*);
 constexpr DepthwiseTile kDepthwiseTiles[kDepthwiseFrames] = {
     depthwise_tile<1>, depthwise_tile<2>, depthwise_tile<3>, depthwise_tile<4>,
     depthwise_tile<5>, depthwise_tile<6>, depthwise_tile<7>, depthwise_tile<8>};
 
 void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {
-  // The rows that a block of frames reads stay in the second cache while the channels pass by.
-  constexpr int64_t kBlockFrames = 128;
-  for (int64_t block = frames.first; block < frames.last; block += kBlockFrames) {
-    const int64_t last = smaller(block + kBlockFrames, frames.last);
-    for (int64_t panel = panels.first; panel < panels.last; ++panel)
-      for (int64_t t = block; t < last; t += kDepthwiseFrames)
-        kDepthwiseTiles[smaller(kDepthwiseFrames, last - t) - 1](conv, x, frames_in, t, panel * kLanes, y);
+  const int64_t step = conv.stride == 1 ? conv.dilation : 1;  // between the frames of a tile
+  const int64_t tile = kDepthwiseFrames * step, span = (kDepthwiseFrames - 1) * step + (conv.kernel - 1) * conv.dilation;
+  // The rows that a block of about 128 frames reads stay in the second cache while the channels pass by.
+  const int64_t block_frames = larger(128 / tile, 1) * tile;
+  for (int64_t block = frames.first; block < frames.last; block += block_frames) {
+    const int64_t last = smaller(block + block_frames, frames.last);
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t n0 = panel * kLanes;
+      const bool has_inner = conv.stride == 1 && conv.kernel >= kDepthwiseFrames && n0 + kLanes <= conv.outputs;
+      for (int64_t phase = block; phase < smaller(block + step, last); ++phase)
+        for (int64_t t = phase; t < last; t += tile) {
+          const int64_t count = smaller(kDepthwiseFrames, (last - t + step - 1) / step);
+          const bool is_inside = t >= conv.padding && t - conv.padding + span < frames_in;
+          if (has_inner && is_inside && count == kDepthwiseFrames)
+            depthwise_inner_tile(conv, x, t, n0, y);
+          else
+            kDepthwiseTiles[count - 1](conv, x, frames_in, t, step, n0, y);
+        }
+    }
   }
 }
 
