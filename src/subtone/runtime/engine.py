@@ -175,7 +175,7 @@ def _checked_features(features: Matrix, program: Program) -> Matrix:
         raise ValueError(f"features have shape {features.shape}, not (frames, {program.input_width})")
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity; a program is defined on finite values")
-    return np.require(features, np.float32, "CA")
+    return np.require(features, np.float32, ["C", "A"])
 
 
 def _no_logits(program: Program) -> Matrix:

@@ -133,12 +133,15 @@ def op_record(
     arrays: dict[str, NDArray] = {}
     for role in ("gain", "bias"):
         if name := getattr(op, role, ""):
-            arrays[role] = _floats(constants[name])
+            per_channel = constants[name]
+            assert not isinstance(per_channel, QTensor)  # Program.shapes has checked it
+            arrays[role] = _floats(per_channel)
     if isinstance(op, Conv1d):
         for field in ("kernel", "stride", "dilation", "padding", "groups", "activation_bits"):
             setattr(record, field, getattr(op, field))
         weight = constants[op.weight]
         if op.activation_bits:
+            assert isinstance(weight, QTensor)  # Program.shapes has checked it
             arrays |= _integer_weight(weight)
             record.scale_groups = arrays["scale"].shape[1]
         else:
@@ -157,7 +160,7 @@ def _integer_weight(weight: QTensor) -> dict[str, NDArray]:
         levels[: 2**weight.bits] = np.arange(2**weight.bits) - weight.code_offset
     shape = (weight.num_rows, weight.scale.shape[1])
     return {
-        "codes": np.require(weight.codes, np.uint8, "CA"),
+        "codes": np.require(weight.codes, np.uint8, ["C", "A"]),
         "levels": levels,
         "scale": _floats(np.broadcast_to(weight.scale, shape)),
         "zero_point": _floats(np.broadcast_to(weight.level_zero_point(), shape)),
@@ -165,4 +168,4 @@ def _integer_weight(weight: QTensor) -> dict[str, NDArray]:
 
 
 def _floats(array: NDArray) -> NDArray[np.float32]:
-    return np.require(array, np.float32, "CA")
+    return np.require(array, np.float32, ["C", "A"])
