@@ -63,7 +63,10 @@ def main() -> None:
     except ValueError as error:
         _complain(str(error))
         sys.exit(2)
-    except (OSError, MemoryError, ImportError) as error:
+    except ImportError as error:
+        _complain(f'{error}; this command needs more: pip install "subtone[train,peers]"')
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
         _complain(str(error) or type(error).__name__)
         sys.exit(1)
 
