@@ -10,6 +10,7 @@ One seed gives one corpus, bit for bit (on one machine; soxr and NumPy's FFT pro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -77,9 +78,14 @@ COMMANDS = (
     "go {way} in {number} {unit}|please go {way}",
     "add {number} {unit} to the timer",
 )
-MIN_DIGITS, MAX_DIGITS = 2, 6
-DIGITS_SHARE = 0.35
-"""Of all utterances, so many are digits; the rest are commands."""
+NUM_DIGITS, NUM_JUMBLED = (2, 6), (3, 6)
+SHARES = {
+    "train": {"digits": 0.3, "jumble": 0.3, "command": 0.4},
+    "dev": {"digits": 0.4, "command": 0.6},
+    "test": {"digits": 0.4, "command": 0.6},
+}
+"""What is said, by split. Jumbled words keep a network whose view spans a sentence from learning the
+training sentences instead of words."""
 
 # Who says it -----------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ def is_finished(folder: Path, settings: dict) -> bool:
 
 def recipe_digest() -> str:
     """Changes with whatever decides what a seed gives: texts, voices, ranges, espeak-ng itself."""
-    tables = (SLOTS, COMMANDS, DIGITS, DIGITS_SHARE, MIN_DIGITS, MAX_DIGITS, VOICES)
+    tables = (SLOTS, COMMANDS, DIGITS, SHARES, NUM_DIGITS, NUM_JUMBLED, VOICES)
     ranges = (NOISES, WORDS_PER_MINUTE, PITCH, TRACT, SNR_DB, PEAK, SILENCE_S)
     version = metadata.version("espeakng-loader")
     return hashlib.sha256(repr((tables, ranges, version)).encode()).hexdigest()[:16]
@@ -237,34 +243,46 @@ def split_of(text: str) -> str:
     return (("train",) * 6 + ("dev",) + ("test",) * 3)[zlib.crc32(text.encode()) % 10]
 
 
+@functools.cache
 def commands_of(split: str) -> list[list[str]]:
     """The commands of `split`, one list a pattern that has any there."""
     lists = [[text for text in sentences(pattern) if split_of(text) == split] for pattern in COMMANDS]
     return [texts for texts in lists if texts]
 
 
-def draw_text(split: str, commands: list[list[str]], random: np.random.Generator) -> str:
-    """A sequence of digits, or a command: the pattern first, so that short lists are heard too."""
-    if random.random() < DIGITS_SHARE:
-        while True:
-            text = " ".join(random.choice(DIGITS, random.integers(MIN_DIGITS, MAX_DIGITS + 1)))
-            if split_of(text) == split:
-                return text
-    texts = commands[random.integers(len(commands))]
-    return texts[random.integers(len(texts))]
+@functools.cache
+def vocabulary() -> list[str]:
+    """Every word that can be said, in alphabetical order."""
+    texts = (text for split in SPLITS for texts in commands_of(split) for text in texts)
+    return sorted({word for text in texts for word in text.split()}.union(DIGITS))
+
+
+def draw_text(split: str, random: np.random.Generator) -> str:
+    """A sequence of digits, jumbled words or a command, of those that `split` may hold."""
+    shares = SHARES[split]
+    kind = random.choice(list(shares), p=list(shares.values()))
+    if kind == "command":  # the pattern first, so that short lists are heard too
+        commands = commands_of(split)
+        texts = commands[random.integers(len(commands))]
+        return texts[random.integers(len(texts))]
+    words, span = (DIGITS, NUM_DIGITS) if kind == "digits" else (vocabulary(), NUM_JUMBLED)
+    while True:
+        text = " ".join(random.choice(words, random.integers(*span, endpoint=True)))
+        if split_of(text) == split:
+            return text
 
 
 def plan(split: str, count: int, seed: int) -> list[Take]:
     """`count` takes; every voice of the split comes up before any comes up again."""
     random = np.random.default_rng([seed, SPLITS.index(split)])
-    commands, voices = commands_of(split), VOICES[split].names()
+    voices = VOICES[split].names()
     takes: list[Take] = []
     while len(takes) < count:
         for voice in random.permutation(voices)[: count - len(takes)]:
             low_s, high_s = SILENCE_S
             takes.append(
                 Take(
-                    text=draw_text(split, commands, random),
+                    text=draw_text(split, random),
                     voice=str(voice),
                     words_per_minute=int(random.integers(*WORDS_PER_MINUTE, endpoint=True)),
                     pitch=int(random.integers(*PITCH, endpoint=True)),
