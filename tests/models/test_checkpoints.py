@@ -279,10 +279,10 @@ def test_a_nemo_file_runs_no_code(tmp_path: Path) -> None:
 
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "a.nemo").write_bytes(b"not a tar" * 100)
-    with pytest.raises(ValueError, match="is not a .nemo file"):
+    with pytest.raises(ValueError, match=r"is not a \.nemo file"):
         load_checkpoint(tmp_path / "a.nemo")
     (tmp_path / "a.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match="neither a checkpoint folder nor a .nemo file"):
+    with pytest.raises(ValueError, match=r"neither a checkpoint folder nor a \.nemo file"):
         load_checkpoint(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="does not exist"):
         load_checkpoint(tmp_path / "missing")
