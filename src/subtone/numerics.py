@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 MIN_BITS, MAX_BITS = 1, 8
 SILENT_ABSMAX = np.float32(2.0**-100)
 """A frame whose largest magnitude is below this is silent: its levels and its scale are 0."""
+STATIC_SCALE_FLOOR = np.float32(2.0**-128)
+"""A static scale lies above this: the inverse of any smaller one exceeds float32."""
 
 
 class Grid(NamedTuple):
@@ -155,6 +157,13 @@ def codes_on_codebook(weights: NDArray, scale: NDArray, levels: NDArray[np.int8]
 # Activations -----------------------------------------------------------------------------
 
 
+def _signed_limit(bits: int) -> int:
+    """The outermost level of a signed activation grid, which int8 holds."""
+    if not 2 <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits} is no signed activation grid; use 2 to {MAX_BITS}")
+    return largest_symmetric_level(bits)
+
+
 def quantize_dynamic(features: NDArray[np.float32], bits: int = 8) -> Quantized:
     """Signed levels with one scale a frame, from that frame's largest magnitude.
 
@@ -168,7 +177,7 @@ def quantize_dynamic(features: NDArray[np.float32], bits: int = 8) -> Quantized:
     Returns:
         levels int8 (T, K) within [-limit, limit], scale (T, 1).
     """
-    limit = np.float32(largest_symmetric_level(bits))
+    limit = np.float32(_signed_limit(bits))
     absmax = np.max(np.abs(features), axis=1, keepdims=True, initial=np.float32(0))
     is_silent = absmax < SILENT_ABSMAX
     inverse = np.where(is_silent, np.float32(0), limit / np.where(is_silent, np.float32(1), absmax))
@@ -183,11 +192,12 @@ def quantize_static(
 
     `level = clip(floor(x * inverse + 0.5))` with `inverse = 1 / scale` rounded to float32 once.
     """
-    scale = np.float32(scale)
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale={scale} of a static activation must be finite and above 0")
-    limit = 2**bits - 1 if is_unsigned else largest_symmetric_level(bits)
-    position = round_half_up(features * (np.float32(1) / scale))
+    limit = 2 ** check_bits(bits) - 1 if is_unsigned else _signed_limit(bits)
+    with np.errstate(over="ignore"):  # what is beyond float32 is beyond the grid too
+        scale = np.float32(scale)
+        if not (np.isfinite(scale) and scale > STATIC_SCALE_FLOOR):
+            raise ValueError(f"scale={scale} of a static activation must be finite and above 2**-128")
+        position = round_half_up(features * (np.float32(1) / scale))
     levels = np.clip(position, 0 if is_unsigned else -limit, limit)
     return Quantized(levels.astype(np.uint8 if is_unsigned else np.int8), np.full((1, 1), scale))
 
@@ -219,5 +229,5 @@ def requantize(
         raise ValueError(f"shift={shift} of a requantization must lie in 1..62")
     wide = np.asarray(accumulators, np.int64) * np.int64(mantissa)
     rounded = (wide + (np.int64(1) << np.int64(shift - 1))) >> np.int64(shift)
-    limit = largest_symmetric_level(bits)
+    limit = _signed_limit(bits)
     return np.clip(rounded, -limit, limit).astype(np.int8)

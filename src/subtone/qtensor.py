@@ -28,7 +28,7 @@ class QTensor:
 
     * `codes`: uint8 (out, columns), below `2**bits`; below `num_levels` with a codebook.
     * `shape`: the weight's own torch shape: (out, in), (out, in, width) or (out, in, height,
-      width); its product is the number of codes, its first entry the number of rows.
+      width), never empty; its product is the number of codes, its first entry the number of rows.
     * `scale`: real units per level; (1, 1) per tensor, (out, 1) per channel, both float32;
       (out, groups) per group, float16. Finite. Negative where a negative BatchNorm multiplier
       was folded in; 0 for a group of zeros.
@@ -36,7 +36,8 @@ class QTensor:
       `scale`, finite, not necessarily whole. With a codebook it is 0.
     * `codebook`: int8 (2**bits,), ascending, k of k/128, padded by repeating the last; or None.
     * `num_levels`: how many of the codebook's entries are meant; `2**bits` without one.
-    * Groups divide the input channels: a group lies along the inputs of one tap.
+    * Groups divide the input channels: a group lies along the inputs of one tap. A kernel with
+      one input channel (depthwise) has none.
 
     `validate()` checks this same list and runs on construction.
 
@@ -56,7 +57,7 @@ class QTensor:
 
     def __post_init__(self) -> None:
         if not self.num_levels:
-            object.__setattr__(self, "num_levels", 2**self.bits)
+            object.__setattr__(self, "num_levels", 2 ** numerics.check_bits(self.bits))
         self.validate()
 
     # Construction ------------------------------------------------------------------------
@@ -165,9 +166,10 @@ class QTensor:
             f"codes are {codes.dtype} {codes.shape}, not uint8 (out, columns)",
         )
         _require(
-            len(self.shape) >= 2 and math.prod(self.shape) == codes.size,
-            f"shape={self.shape} does not hold {codes.size} codes",
+            2 <= len(self.shape) <= 4 and min(self.shape) >= 1,
+            f"shape={self.shape} is not (out, in), (out, in, width) or (out, in, height, width), each 1 or more",
         )
+        _require(math.prod(self.shape) == codes.size, f"shape={self.shape} does not hold {codes.size} codes")
         _require(self.shape[0] == codes.shape[0], f"shape={self.shape} does not have {codes.shape[0]} rows")
         _require(
             scale.ndim == 2 and scale.shape[0] in (1, codes.shape[0]) and scale.shape[1] >= 1,
@@ -178,6 +180,9 @@ class QTensor:
             _require(
                 scale.shape[0] == codes.shape[0],
                 f"scale of shape {scale.shape} has groups but not one row a channel",
+            )
+            _require(
+                self.shape[1] > 1, f"a kernel with one input has one scale a channel, not {groups} groups"
             )
             _require(
                 self.num_columns % groups == 0, f"{groups} groups do not divide {self.num_columns} columns"
@@ -198,11 +203,10 @@ class QTensor:
             1 <= self.num_levels <= 2**self.bits,
             f"num_levels={self.num_levels} does not fit bits={self.bits}",
         )
-        if codes.size:
-            _require(
-                int(codes.max()) < self.num_levels,
-                f"a code is {int(codes.max())}, beyond the {self.num_levels} levels",
-            )
+        _require(
+            int(codes.max()) < self.num_levels,
+            f"a code is {int(codes.max())}, beyond the {self.num_levels} levels",
+        )
         if self.codebook is None:
             _require(self.num_levels == 2**self.bits, f"num_levels={self.num_levels} without a codebook")
         else:
