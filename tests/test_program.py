@@ -1,0 +1,330 @@
+"""Programs: the shapes of their values, their JSON, and everything that is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.runtime.small_programs import packed_weight, program_of, random_program
+
+from subtone.program import (
+    KINDS,
+    OPS,
+    Add,
+    Affine,
+    Conv1d,
+    Program,
+    Relu,
+    constants_of,
+    inputs_of,
+)
+from subtone.runtime import ops as definitions
+
+F32 = np.float32
+
+
+def weight_of(*shape: int) -> np.ndarray:
+    return np.ones(shape, F32)
+
+
+def conv(**fields) -> Conv1d:
+    return Conv1d(**{"input": "x", "output": "y", "weight": "w", **fields})
+
+
+def frames_by_loop(frames: int, *, kernel: int, stride: int, dilation: int, padding: int) -> int:
+    """How often the kernel, moved by `stride`, lies within the padded frames."""
+    starts = range(-padding, frames + padding, stride)
+    return sum(start + dilation * (kernel - 1) < frames + padding for start in starts)
+
+
+# Shapes ----------------------------------------------------------------------------------
+
+
+@given(
+    frames=st.integers(0, 40),
+    kernel=st.integers(1, 9),
+    stride=st.integers(1, 5),
+    dilation=st.integers(1, 4),
+    padding=st.integers(0, 12),
+)
+def test_frames_out_count_where_the_kernel_fits(frames, **geometry):
+    expected = frames_by_loop(frames, **geometry)
+    assert conv(**geometry).frames_out(frames) == expected
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
+def test_too_few_frames_give_none(stride):
+    op = conv(kernel=5, stride=stride, dilation=2, padding=1)  # needs 9 - 2 frames
+    assert [op.frames_out(frames) for frames in range(9)] == [0] * 7 + [1, 1 + (stride == 1)]
+
+
+def test_shapes_follow_every_kind_of_operation():
+    ops = (
+        conv(output="a", weight="wide", kernel=3, stride=2, padding=1),
+        conv(input="a", output="b", weight="deep", kernel=5, padding=2, groups=6),
+        Affine(input="b", output="c", gain="g", bias="g"),
+        Add(left="a", right="c", output="d"),
+        Relu(input="d", output="e"),
+        conv(input="e", weight="head"),
+    )
+    constants = {
+        "wide": weight_of(6, 4, 3),
+        "deep": weight_of(6, 1, 5),
+        "g": weight_of(6),
+        "head": weight_of(3, 6),
+    }
+    program = program_of(*ops, width_in=4, width_out=3)
+    assert program.shapes(11, constants) == {
+        "x": (11, 4), "a": (6, 6), "b": (6, 6), "c": (6, 6), "d": (6, 6), "e": (6, 6), "y": (6, 3),
+    }  # fmt: skip
+    assert {shape[0] for name, shape in program.shapes(0, constants).items() if name != "x"} == {0}
+
+
+@given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 8), frames=st.integers(0, 30))
+def test_shapes_are_those_of_the_values_that_are_computed(seed, num_ops, frames):
+    program, constants = random_program(np.random.default_rng(seed), num_ops)
+    expected = program.shapes(frames, constants)
+    values = {"x": np.zeros((frames, program.input_width), F32)}
+    for op in program.ops:
+        values[op.output] = definitions.DEFINITIONS[type(op)](op, values, constants)
+    assert {name: value.shape for name, value in values.items()} == expected
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 1)], ids=["Linear", "Conv1d"])
+def test_kernel_1_takes_the_weight_of_a_linear_layer_or_of_a_convolution(shape):
+    program = program_of(conv(), width_in=2, width_out=3)
+    assert program.shapes(5, {"w": weight_of(*shape)})["y"] == (5, 3)
+    packed = packed_weight(np.random.default_rng(0), shape, bits=4, grid="symmetric")
+    integer = program_of(conv(activation_bits=8), width_in=2, width_out=3)
+    assert integer.shapes(5, {"w": packed})["y"] == (5, 3)
+
+
+def test_products_of_65535_inputs_are_the_widest():
+    rng = np.random.default_rng(0)
+    constants = {"w": packed_weight(rng, (1, 65535), bits=1, grid="tensor")}
+    op = conv(activation_bits=8)
+    assert program_of(op, width_in=65535, width_out=1).shapes(1, constants)["y"] == (1, 1)
+    constants = {"w": packed_weight(rng, (1, 65536), bits=1, grid="tensor")}
+    with pytest.raises(ValueError, match="sums 65536 products, which may overflow int32"):
+        program_of(op, width_in=65536, width_out=1).shapes(1, constants)
+
+
+def test_inputs_and_constants_are_the_names_that_an_operation_reads():
+    assert inputs_of(Add(left="a", right="b", output="y")) == ("a", "b")
+    assert inputs_of(Relu(input="a", output="y")) == ("a",)
+    assert constants_of(conv(bias="b")) == {"weight": "w", "bias": "b"}
+    assert constants_of(Affine(input="x", output="y", gain="g", bias="b")) == {"gain": "g", "bias": "b"}
+    assert constants_of(Relu(input="x", output="y")) == {}
+
+
+# What does not fit -----------------------------------------------------------------------
+
+PACKED = packed_weight(np.random.default_rng(0), (4, 4), bits=4, grid="symmetric")
+DEEP = packed_weight(np.random.default_rng(0), (4, 1, 3), bits=4, grid="symmetric")
+CONSTANTS = {
+    "w": weight_of(4, 4),
+    "packed": PACKED,
+    "deep": DEEP,
+    "square": weight_of(4, 4, 3),
+    "half": weight_of(4, 2, 3),
+    "flat": weight_of(4),
+    "v": weight_of(4),
+    "short": weight_of(3),
+    "matrix": weight_of(1, 4),
+}
+Y = "op 0 (conv1d of y)"
+
+
+@pytest.mark.parametrize(
+    ("op", "complaint"),
+    [
+        (conv(input="z"), f"{Y} reads z, which no earlier op writes"),
+        (conv(input="y"), f"{Y} reads y, which no earlier op writes"),
+        (Add(left="x", right="z", output="y"), "op 0 (add of y) reads z, which no earlier op writes"),
+        (conv(output="x"), "op 0 (conv1d of x) writes x a second time"),
+        (conv(weight=""), f"{Y} names no weight"),
+        (Affine(input="x", output="y", gain="", bias="v"), "op 0 (affine of y) names no gain"),
+        (Affine(input="x", output="y", gain="v", bias=""), "op 0 (affine of y) names no bias"),
+        (conv(weight="q"), f"{Y} reads the constant q, which is missing"),
+        (conv(gain="q"), f"{Y} reads the constant q, which is missing"),
+        (conv(bias="q"), f"{Y} reads the constant q, which is missing"),
+        (conv(source="encoder.0", bias="q"), "op 0 (conv1d of encoder.0) reads the constant q"),
+        (conv(kernel=0), f"{Y} has a size below 1"),
+        (conv(stride=0), f"{Y} has a size below 1"),
+        (conv(dilation=0), f"{Y} has a size below 1"),
+        (conv(padding=-1), f"{Y} has a size below 1"),
+        (conv(groups=0), f"{Y} has a size below 1"),
+        (
+            conv(weight="half", kernel=3, groups=2),
+            f"{Y} has groups=2 for 4 inputs; use 1, or depthwise",
+        ),
+        (conv(weight="short", groups=4), f"{Y} has groups=4 for 4 inputs; use 1, or depthwise"),
+        (conv(weight="square"), f"{Y} needs a weight of (4, 4, 1), square has (4, 4, 3)"),
+        (conv(kernel=3), f"{Y} needs a weight of (4, 4, 3), w has (4, 4)"),
+        (conv(weight="flat"), f"{Y} needs a weight of (4, 4, 1), flat has (4,)"),
+        (conv(weight="half", kernel=3), f"{Y} needs a weight of (4, 4, 3), half has (4, 2, 3)"),
+        (
+            conv(weight="square", kernel=3, groups=4),
+            f"{Y} needs a weight of (4, 1, 3), square has (4, 4, 3)",
+        ),
+        (
+            conv(weight="deep", kernel=3, padding=1, groups=4, activation_bits=8),
+            f"{Y} spans frames or channels; integer activations need kernel 1, stride 1, padding 0, groups 1",
+        ),
+        (conv(weight="packed", stride=2, activation_bits=8), f"{Y} spans frames or channels"),
+        (conv(weight="packed", padding=1, activation_bits=8), f"{Y} spans frames or channels"),
+        (conv(weight="packed", activation_bits=1), f"{Y} has activation_bits=1; use 0 or 2..8"),
+        (conv(weight="packed", activation_bits=9), f"{Y} has activation_bits=9; use 0 or 2..8"),
+        (conv(weight="packed", activation_bits=-8), f"{Y} has activation_bits=-8; use 0 or 2..8"),
+        (conv(activation_bits=8), f"{Y} needs a quantized weight for integer activations"),
+        (conv(gain="short"), f"{Y} needs gain of (4,), short does not fit"),
+        (conv(bias="matrix"), f"{Y} needs bias of (4,), matrix does not fit"),
+        (conv(gain="packed"), f"{Y} needs gain of (4,), packed does not fit"),
+        (
+            Affine(input="x", output="y", gain="short", bias="v"),
+            "op 0 (affine of y) needs gain of (4,), short does not fit",
+        ),
+        (
+            Affine(input="x", output="y", gain="v", bias="short"),
+            "op 0 (affine of y) needs bias of (4,), short does not fit",
+        ),
+        (Relu(input="x", output="z"), "no op writes the output y"),
+    ],
+)
+def test_an_operation_that_does_not_fit_is_refused_and_named(op, complaint):
+    with pytest.raises(ValueError) as refusal:
+        program_of(op, width_in=4, width_out=4).shapes(9, CONSTANTS)
+    assert complaint in str(refusal.value)
+
+
+def test_values_of_unlike_shapes_are_not_added():
+    constants = {"three": weight_of(3, 4), "w3": weight_of(4, 4, 3)}
+    for weight, kernel, shape in (("three", 1, (9, 3)), ("w3", 3, (7, 4))):
+        other = conv(output="a", weight=weight, kernel=kernel)
+        program = program_of(other, Add(left="x", right="a", output="y"), width_in=4, width_out=4)
+        with pytest.raises(ValueError) as refusal:
+            program.shapes(9, constants)
+        assert str(refusal.value) == f"op 1 (add of y) adds (9, 4) and {shape} (frames, width)"
+
+
+def test_a_value_is_written_once():
+    program = program_of(Relu(input="x", output="y"), Relu(input="x", output="y"), width_in=2, width_out=2)
+    with pytest.raises(ValueError, match=r"op 1 \(relu of y\) writes y a second time"):
+        program.shapes(3, {})
+
+
+def test_the_output_has_the_width_that_the_program_says():
+    with pytest.raises(ValueError, match="the output has 4 columns, not 5"):
+        program_of(conv(), width_in=4, width_out=5).shapes(9, CONSTANTS)
+
+
+# JSON ------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 10))
+def test_a_program_comes_back_from_json(seed, num_ops):
+    program, _ = random_program(np.random.default_rng(seed), num_ops)
+    assert Program.from_json(json.loads(json.dumps(program.to_json()))) == program
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_every_field_comes_back_from_json(kind):
+    unlike = {str: "other", int: 7, bool: True}
+    fields = {name: unlike[of_type] for name, of_type in typing.get_type_hints(OPS[kind]).items()}
+    op = OPS[kind](**fields)
+    program = program_of(op, width_in=1, width_out=1)
+    assert program.to_json()["ops"] == [{"op": kind, **fields}]
+    assert Program.from_json(program.to_json()).ops == (op,)
+    assert KINDS[OPS[kind]] == kind
+
+
+def test_json_says_only_what_differs_from_the_defaults():
+    program = program_of(conv(stride=2), width_in=4, width_out=3)
+    assert program.to_json() == {
+        "input": "x",
+        "input_width": 4,
+        "output": "y",
+        "output_width": 3,
+        "frames_per_step": 1,
+        "ops": [{"op": "conv1d", "input": "x", "output": "y", "weight": "w", "stride": 2}],
+    }
+
+
+CONV = {"op": "conv1d", "input": "x", "output": "y", "weight": "w"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ({"op": "lstm", "input": "x"}, "unknown operation {'op': 'lstm', 'input': 'x'}"),
+        ({"input": "x"}, "unknown operation {'input': 'x'}"),
+        ({"op": ["conv1d"]}, "unknown operation {'op': ['conv1d']}"),
+        ({"op": None}, "unknown operation {'op': None}"),
+        ("conv1d", "unknown operation 'conv1d'"),
+        (None, "unknown operation None"),
+        ({**CONV, "shift": 1}, "conv1d has no field 'shift'"),
+        ({**CONV, "kernel": 3.0}, "conv1d.kernel=3.0 is not int"),
+        ({**CONV, "kernel": "3"}, "conv1d.kernel='3' is not int"),
+        ({**CONV, "kernel": True}, "conv1d.kernel=True is not int"),
+        ({**CONV, "relu": 1}, "conv1d.relu=1 is not bool"),
+        ({**CONV, "bias": None}, "conv1d.bias=None is not str"),
+        ({"op": "conv1d", "output": "y"}, "conv1d lacks ['input', 'weight']"),
+        ({"op": "add", "left": "x", "output": "y"}, "add lacks ['right']"),
+        ({"op": "relu"}, "relu lacks ['input', 'output']"),
+    ],
+)
+def test_an_operation_that_json_gets_wrong_is_refused(entry, complaint):
+    document = {**program_of(conv(), width_in=1, width_out=1).to_json(), "ops": [CONV, entry]}
+    with pytest.raises(ValueError) as refusal:
+        Program.from_json(document)
+    assert str(refusal.value) == complaint
+
+
+def test_an_unknown_operation_is_shown_in_short():
+    document = {**program_of(conv(), width_in=1, width_out=1).to_json(), "ops": [{"op": "z" * 10**6}]}
+    with pytest.raises(ValueError) as refusal:
+        Program.from_json(document)
+    assert len(str(refusal.value)) == len("unknown operation ") + 80
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("input", "", "the program's input='' is not a valid str"),
+        ("output", "", "the program's output='' is not a valid str"),
+        ("input", 3, "the program's input=3 is not a valid str"),
+        ("input_width", 0, "the program's input_width=0 is not a valid int"),
+        ("input_width", True, "the program's input_width=True is not a valid int"),
+        ("output_width", -1, "the program's output_width=-1 is not a valid int"),
+        ("output_width", "29", "the program's output_width='29' is not a valid int"),
+        ("frames_per_step", 2.0, "the program's frames_per_step=2.0 is not a valid int"),
+        ("frames_per_step", None, "the program's frames_per_step=None is not a valid int"),
+        ("ops", {"0": CONV}, "the program's ops are not a list"),
+    ],
+)
+def test_a_head_that_json_gets_wrong_is_refused(field, value, complaint):
+    document = {**program_of(conv(), width_in=1, width_out=1).to_json(), field: value}
+    with pytest.raises(ValueError) as refusal:
+        Program.from_json(document)
+    assert str(refusal.value) == complaint
+
+
+def test_keys_of_a_program_are_exactly_its_own():
+    document = program_of(conv(), width_in=1, width_out=1).to_json()
+    for broken in ({**document, "version": 2}, {k: v for k, v in document.items() if k != "ops"}, {1: 2}):
+        with pytest.raises(ValueError) as refusal:
+            Program.from_json(broken)
+        assert str(refusal.value) == f"the program's keys are {sorted(map(str, broken))}"
+    with pytest.raises(ValueError, match="the program is not a JSON object"):
+        Program.from_json([document])
+
+
+def test_operations_and_programs_cannot_be_changed():
+    for thing, field in ((conv(), "kernel"), (program_of(width_in=1, width_out=1), "ops")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field, 3)
