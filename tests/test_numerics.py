@@ -79,11 +79,13 @@ def test_rounding_takes_the_sum_in_the_precision_of_its_input():
     assert numerics.round_half_up(np.array([just_below], np.float64)).tolist() == [0]
 
 
+@settings(deadline=None)
 @given(st.floats(-(2.0**20), 2.0**20, width=32))
 def test_rounding_equals_the_loop_of_the_reference(value):
     assert numerics.round_half_up(np.array([value], F32)).tolist() == [reference.rounded(F32(value))]
 
 
+@settings(deadline=None)
 @given(
     weights=hnp.arrays(F32, st.integers(1, 12), elements=moderate),
     scale=st.floats(2.0**-20, 4, width=32),
@@ -130,6 +132,7 @@ def test_1_bit_means_plus_and_minus_the_mean_magnitude():
     assert [reference.real(code, *grid)[0] for code in codes] == [-2, -2, 2, 2, 2]
 
 
+@settings(deadline=None)
 @given(low=moderate, high=moderate, bits=st.integers(1, 8))
 def test_asymmetric_grids_equal_the_loop_of_the_reference(low, high, bits):
     low, high = F32(min(low, high)), F32(max(low, high))
@@ -147,6 +150,7 @@ def test_asymmetric_grids_need_not_hold_0():
     assert grid.zero_point.tolist() == [0.5]  # real, not rounded
 
 
+@settings(deadline=None)
 @given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(1, 8))
 @example(0.1, 8)
 @example(-0.1, 1)
@@ -178,6 +182,7 @@ def test_snapping_to_k_128_turns_plus_1_into_127_and_keeps_minus_1():
     assert numerics.snap_to_int8(values).dtype == np.int8
 
 
+@settings(deadline=None)
 @given(st.floats(-2, 2, width=32))
 def test_snapping_to_k_128_equals_the_loop_of_the_reference(value):
     assert numerics.snap_to_int8(np.array([value])).tolist() == [reference.snapped(F32(value))]
@@ -233,6 +238,7 @@ def test_unsigned_grid_starts_at_0(bits, highest):
     assert (expected[:4], expected[-3:]) == ([0, 0, 0, 1], [highest] * 3)
 
 
+@settings(deadline=None)
 @given(
     frame=hnp.arrays(F32, st.integers(0, 9), elements=st.floats(-1, 1, width=32)),
     exponent=st.integers(-130, 100),
@@ -264,6 +270,7 @@ def test_dynamic_gives_every_frame_a_scale_of_its_own_wherever_a_stream_is_cut()
         assert np.array_equal(np.concatenate([piece.scale for piece in pieces]), whole.scale)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(F32, (3, 6), elements=moderate), st.integers(2, 8))
 def test_dynamic_error_is_at_most_half_a_step(features, bits):
     found = numerics.quantize_dynamic(features, bits)
@@ -298,6 +305,7 @@ def test_a_kernel_that_spans_frames_takes_float_activations_and_decoded_weights(
         assert same_bits(np.concatenate([left, right]), whole)
 
 
+@settings(deadline=None)
 @given(
     features=hnp.arrays(F32, (2, 5), elements=st.floats(-100, 100, width=32)),
     scale=st.floats(2.0**-12, 4, width=32),
@@ -412,7 +420,7 @@ accumulators = st.one_of(st.integers(-(2**31), 2**31 - 1), st.sampled_from([-(2*
 mantissas = st.one_of(st.integers(2**30, 2**31 - 1), st.sampled_from([2**30, 2**30 + 1, 2**31 - 1]))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(accumulators, mantissas, st.one_of(st.integers(1, 62), st.integers(50, 62)), st.integers(2, 8))
 @example(2**31 - 1, 2**31 - 1, 62, 8)
 @example(-(2**31), 2**31 - 1, 62, 8)
@@ -443,6 +451,7 @@ def test_integer_only_shifts_lie_in_1_to_62(shift):
         numerics.requantize(np.array([1]), 2**30, shift)
 
 
+@settings(deadline=None)
 @given(st.floats(2.0**-31, 2.0**29))
 @example(1 - 2.0**-53)  # the fraction rounds up to 2**31 and becomes 2**30 of the next exponent
 @example(1.0)
@@ -480,16 +489,3 @@ def test_integer_only_zero_points_become_a_second_term_with_its_own_multiplier()
         got += (1 if factor > 0 else -1) * Fraction(mantissa * integer, 2**shift)
     # Each term errs by 2**-31 of itself, and float(factor) by another 2**-53.
     assert abs(got - exact) <= (Fraction(1, 2**31) + Fraction(1, 2**52)) * (abs(first) + abs(second))
-
-
-# Properties of every grid ----------------------------------------------------------------
-
-
-def test_bits_are_1_to_8():
-    assert [numerics.check_bits(bits) for bits in (1, 8, np.int64(4))] == [1, 8, 4]
-    for bits in (0, 9, -1):
-        with pytest.raises(ValueError, match=f"weight_bits={bits} cannot be stored; use 1 to 8"):
-            numerics.check_bits(bits, name="weight_bits")
-    for bits in (True, 4.0, "4", None):
-        with pytest.raises(ValueError, match=f"bits={bits!r} is not a whole number; use 1 to 8"):
-            numerics.check_bits(bits)

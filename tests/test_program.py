@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.small_programs import packed_weight, program_of, random_program
 
@@ -45,6 +45,7 @@ def frames_by_loop(frames: int, *, kernel: int, stride: int, dilation: int, padd
 # Shapes ----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     frames=st.integers(0, 40),
     kernel=st.integers(1, 9),
@@ -85,6 +86,7 @@ def test_shapes_follow_every_kind_of_operation():
     assert {shape[0] for name, shape in program.shapes(0, constants).items() if name != "x"} == {0}
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 8), frames=st.integers(0, 30))
 def test_shapes_are_those_of_the_values_that_are_computed(seed, num_ops, frames):
     program, constants = random_program(np.random.default_rng(seed), num_ops)
@@ -226,6 +228,7 @@ def test_the_output_has_the_width_that_the_program_says():
 # JSON ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 10))
 def test_a_program_comes_back_from_json(seed, num_ops):
     program, _ = random_program(np.random.default_rng(seed), num_ops)

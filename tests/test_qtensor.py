@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tests.reference import numerics as reference
@@ -106,6 +106,7 @@ def test_nearest_level_of_a_codebook_is_the_upper_one_at_a_tie():
     assert codes.tolist() == [0, 1, 1, 2, 3, 3]
 
 
+@settings(deadline=None)
 @given(
     weights=hnp.arrays(F32, 8, elements=st.floats(-8, 8, width=32)),
     scale=st.sampled_from([0.0, 1 / 128, -0.01, 0.1]),
@@ -306,6 +307,7 @@ def quantized(draw):
     return weight, QTensor.on_grid(weight, grid, bits, is_symmetric=is_symmetric), is_symmetric
 
 
+@settings(deadline=None)
 @given(quantized())
 def test_the_error_is_at_most_half_a_step_inside_the_range(drawn):
     weight, tensor, is_symmetric = drawn
@@ -323,6 +325,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(drawn):
     assert np.all(tensor.codes[flat < low - bound] == lowest)
 
 
+@settings(deadline=None)
 @given(quantized())
 def test_codes_of_decoded_weights_are_the_same_codes(drawn):
     _, tensor, is_symmetric = drawn
@@ -331,6 +334,7 @@ def test_codes_of_decoded_weights_are_the_same_codes(drawn):
     assert np.array_equal(again.codes, tensor.codes)
 
 
+@settings(deadline=None)
 @given(quantized(), st.permutations(range(3)))
 def test_permuting_rows_permutes_the_result(drawn, order):
     weight, tensor, is_symmetric = drawn
@@ -340,6 +344,7 @@ def test_permuting_rows_permutes_the_result(drawn, order):
     assert np.array_equal(permuted.dequantize(), tensor.dequantize()[order])
 
 
+@settings(deadline=None)
 @given(quantized())
 def test_levels_and_their_zero_point_decode_to_the_same_weights(drawn):
     _, tensor, _ = drawn
@@ -364,6 +369,16 @@ def test_levels_of_a_codebook_are_its_own(bits):
     assert tensor.code_offset == 0
     assert tensor.level_zero_point().tolist() == [[0.0]]
     assert np.array_equal(tensor.dequantize(), tensor.scale * tensor.levels().astype(F32))
+
+
+def test_bits_are_1_to_8():
+    assert [numerics.check_bits(bits) for bits in (1, 8, np.int64(4))] == [1, 8, 4]
+    for bits in (0, 9, -1):
+        with pytest.raises(ValueError, match=f"weight_bits={bits} cannot be stored; use 1 to 8"):
+            numerics.check_bits(bits, name="weight_bits")
+    for bits in (True, 4.0, "4", None):
+        with pytest.raises(ValueError, match=f"bits={bits!r} is not a whole number; use 1 to 8"):
+            numerics.check_bits(bits)
 
 
 # Facts -----------------------------------------------------------------------------------
