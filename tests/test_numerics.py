@@ -252,6 +252,13 @@ def test_dynamic_levels_and_scale_equal_the_loop_of_the_reference(frame, exponen
     assert same_bits(found.scale, np.array([[scale]]))
 
 
+def test_dynamic_divides_once_a_frame():
+    # 7.5 of 15 is half-way between levels 63 and 64; float32(127/15) lies below 127/15, so 63.
+    assert numerics.quantize_dynamic(np.array([[15, 7.5]], F32)).levels.tolist() == [[127, 63]]
+    scale = numerics.quantize_dynamic(np.array([[37.0]], F32), 3).scale[0, 0]
+    assert scale == F32(37) / F32(3) != F32(1) / (F32(3) / F32(37))
+
+
 def test_dynamic_gives_every_frame_a_scale_of_its_own_wherever_a_stream_is_cut():
     rng = np.random.default_rng(1)
     features = features_of(rng, 12, 7)
