@@ -194,12 +194,12 @@ def quantize_static(
     """
     limit = 2 ** check_bits(bits) - 1 if is_unsigned else _signed_limit(bits)
     with np.errstate(over="ignore"):  # what is beyond float32 is beyond the grid too
-        scale = np.float32(scale)
-        if not (np.isfinite(scale) and scale > STATIC_SCALE_FLOOR):
+        step = np.float32(scale)
+        if not (np.isfinite(step) and step > STATIC_SCALE_FLOOR):
             raise ValueError(f"scale={scale} of a static activation must be finite and above 2**-128")
-        position = round_half_up(features * (np.float32(1) / scale))
+        position = round_half_up(features * (np.float32(1) / step))
     levels = np.clip(position, 0 if is_unsigned else -limit, limit)
-    return Quantized(levels.astype(np.uint8 if is_unsigned else np.int8), np.full((1, 1), scale))
+    return Quantized(levels.astype(np.uint8 if is_unsigned else np.int8), np.full((1, 1), step))
 
 
 def dyadic_multiplier(ratio: float) -> tuple[int, int]:
