@@ -159,7 +159,7 @@ class Program:
         for name, value in head.items():
             expected = str if name in ("input", "output") else int
             _require(
-                type(value) is expected and (value > 0 if expected is int else value != ""),
+                type(value) is expected and (value > 0 if isinstance(value, int) else value != ""),
                 f"the program's {name}={value!r} is not a valid {expected.__name__}",
             )
         return cls(**head, ops=ops)
