@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from subtone.files import write_text
 
@@ -25,8 +25,31 @@ if TYPE_CHECKING:
     from subtone.report.evaluate import Heard
     from subtone.speech.recognize import Recognizer
 
+
+class OneLineErrors(TyperGroup):
+    """Commands whose every mistake ends in one line on stderr and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was left half-written", 1)
+        except ValueError as error:
+            _fail(str(error), 2)
+        except ImportError as error:
+            _fail(f'{error}; this command needs more: pip install "subtone[train,peers]"', 1)
+        except (OSError, MemoryError) as error:
+            _fail(str(error) or type(error).__name__, 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"subtone: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
 app = typer.Typer(
     name="subtone",
+    cls=OneLineErrors,
     help="Speech recognition below eight bits: quantize, pack and run ASR models on a plain CPU.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,30 +72,8 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
 
 
 def main() -> None:
-    """Run the command line; every mistake ends in one line and an exit code."""
-    try:
-        app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; nothing was left half-written")
-        sys.exit(1)
-    except ValueError as error:
-        _complain(str(error))
-        sys.exit(2)
-    except ImportError as error:
-        _complain(f'{error}; this command needs more: pip install "subtone[train,peers]"')
-        sys.exit(1)
-    except (OSError, MemoryError) as error:
-        _complain(str(error) or type(error).__name__)
-        sys.exit(1)
-
-
-def _complain(text: str) -> None:
-    print(f"subtone: {' '.join(text.split())}", file=sys.stderr)
+    """Run the command line."""
+    app()
 
 
 @contextmanager
