@@ -1,0 +1,169 @@
+"""docs/results.md and the README's table, made of the newest results; nothing in them is typed.
+
+    .venv/bin/python benchmarks/tables.py
+
+Of every kind of measurement the newest file in benchmarks/results/ counts; files are never edited.
+tests/test_results.py holds that the pages are what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- results: made by benchmarks/tables.py, do not edit -->\n", "<!-- end of results -->\n"
+IN_README = ("ptq-w8", "ptq-w6", "ptq-w5", "ptq-w4", "ptq-w4-group64-clip", "ptq-w4-codebook")
+TEXT_OF_KIND = {
+    "quartznet_ptq": "words and bytes",
+    "race": "speed",
+    "memory": "memory",
+    "demo": "the demo",
+}
+
+
+def main() -> None:
+    (ROOT / "docs" / "results.md").write_text(results_page())
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text()))
+
+
+def newest(kind: str) -> dict[str, Any]:
+    """The newest document of results/DATE_COMMIT_KIND.json; of one day, the last written."""
+    files = sorted(RESULTS.glob(f"*_{kind}.json"), key=lambda path: (path.name[:10], path.stat().st_mtime))
+    return {**json.loads(files[-1].read_text()), "source": files[-1].name}
+
+
+def with_table(readme: str) -> str:
+    """`readme` with its results between the two marks."""
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    return before + START + readme_table() + END + after
+
+
+def readme_table() -> str:
+    ptq, race, memory = newest("quartznet_ptq"), newest("race"), newest("memory")
+    rows = [row for row in ptq["rows"] if row["recipe"]["name"] in IN_README]
+    return "\n".join(
+        [
+            f"QuartzNet15x5, post-training, packed, all {ptq['utterances']} utterances of `test-clean-a`, greedy, no language",
+            f"model; float {ptq['float']['wer_percent']:.2f} %. The difference is paired, its 95 % interval drawn over speakers.",
+            "",
+            *word_rows(rows),
+            "",
+            f"Speed of the network, {race['threads']} threads, {race['utterances']} whole utterances, one process, {race['rounds']} rounds:",
+            "",
+            *race_rows(race),
+            "",
+            f"Peak memory of `subtone transcribe` with {memory['file']} ({memory['file_bytes'] / 1e6:.1f} MB): "
+            + ", ".join(f"{row['peak_mb']:.0f} MB for {row['seconds']} s of sound" for row in memory["rows"])
+            + ".",
+            "",
+        ]
+    )
+
+
+def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| recipe | file, MB | predicted | WER % | less float | 95 % interval | sub / ins / del |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["difference_interval_percent"]
+        errors = " / ".join(str(row[kind][1]) for kind in ("substitutions", "insertions", "deletions"))
+        lines.append(
+            f"| {row['recipe']['name']} | {row['file_bytes'] / 1e6:.2f} | {row['predicted_bytes'] / 1e6:.2f} "
+            f"| {row['wer_percent'][1]:.2f} | {row['difference_percent']:+.2f} | {low:+.2f} to {high:+.2f} | {errors} |"
+        )
+    return lines
+
+
+def race_rows(race: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"| candidate | ms per s of speech | {race['ours']} is faster by | quartiles |",
+        "|---|---|---|---|",
+    ]
+    for row in race["candidates"]:
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['candidate']} | {1000 * row['real_time_factor']:.2f} | {row['ours_is_faster_by']:.2f}x | {low:.2f} to {high:.2f} |"
+        )
+    return lines
+
+
+def results_page() -> str:
+    ptq, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    float_errors = " / ".join(
+        str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
+    )
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            "Made by `benchmarks/tables.py` of the newest files in `benchmarks/results/`; do not edit.",
+            "benchmarks/README.md says how each is measured.",
+            "",
+            "## Post-training quantization of QuartzNet15x5",
+            "",
+            f"All {ptq['utterances']} utterances of `test-clean-a`, greedy, no language model, packed, 8-bit dynamic activations.",
+            f"Float in PyTorch: {ptq['float']['wer_percent']:.2f} % ({float_errors}). "
+            '"predicted" is arithmetic: codes, scales and biases without header and padding.',
+            "",
+            *word_rows(ptq["rows"]),
+            "",
+            _source(ptq),
+            "",
+            "## Speed",
+            "",
+            f"The network alone, {race['threads']} threads, {race['utterances']} whole utterances ({race['duration_s']:.0f} s), "
+            f"{race['rounds']} rounds in turn. The front end, which all share, takes "
+            f"{1000 * race['front_end_real_time_factor']:.2f} ms per s of speech.",
+            "",
+            *race_rows(race),
+            "",
+            _source(race),
+            "",
+            "## Memory",
+            "",
+            f"`subtone transcribe` with {memory['file']}, peak resident memory of the process.",
+            "",
+            "| sound | peak MB | bar |",
+            "|---|---|---|",
+            *(f"| {row['seconds']} s | {row['peak_mb']:.0f} | {row['bar_mb']} |" for row in memory["rows"]),
+            "",
+            _source(memory),
+            "",
+            "## The demo",
+            "",
+            "`make demo`: a spoken corpus, voices that training never heard.",
+            "",
+            "| model | WER % | 95 % interval | MB | real-time factor | p50 / p90 / p99 ms |",
+            "|---|---|---|---|---|---|",
+            *map(_demo_row, demo["rows"]),
+            "",
+            _source(demo),
+            "",
+        ]
+    )
+
+
+def _demo_row(row: Mapping[str, Any]) -> str:
+    low, high = row["wer_interval_percent"]
+    latency = " / ".join(f"{row['latency_ms'][rank]:.1f}" for rank in ("p50", "p90", "p99"))
+    return (
+        f"| {row['model']} | {row['wer_percent']:.2f} | {low:.2f} to {high:.2f} | {row['bytes'] / 1e6:.3f} "
+        f"| {row['real_time_factor']:.5f} | {latency} |"
+    )
+
+
+def _source(document: Mapping[str, Any]) -> str:
+    machine = document["machine"]
+    isa = machine["isas"][0] if machine["isas"] else "no native library"
+    return f"`{document['source']}`: {machine['processor']}, {machine['cores']} cores, {isa}, commit {machine['commit']}."
+
+
+if __name__ == "__main__":
+    main()
