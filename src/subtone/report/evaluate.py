@@ -58,7 +58,7 @@ class Heard:
 def evaluate(
     recognizer: Recognizer, utterances: Sequence[Utterance], progress: Progress | None = None
 ) -> list[Heard]:
-    """Every utterance heard once, in order."""
+    """Every utterance heard once, in order; references in the labels the model can spell."""
     heard = []
     for index, utterance in enumerate(utterances):
         samples = read_audio(utterance.audio_path, recognizer.front_end.rate_hz)
@@ -70,7 +70,7 @@ def evaluate(
                 audio="/".join(utterance.audio_path.parts[-2:]),
                 speaker=utterance.speaker,
                 duration_s=utterance.duration_s,
-                reference=utterance.text,
+                reference=recognizer.tokenizer.normalize(utterance.text),
                 hypothesis=hypothesis,
                 seconds=seconds,
             )
