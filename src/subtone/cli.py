@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class OneLineErrors(TyperGroup):
     """Commands whose every mistake ends in one line on stderr and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

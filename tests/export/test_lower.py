@@ -20,6 +20,16 @@ from subtone.runtime.ops import DEFINITIONS
 EPSILON = float(np.finfo(np.float32).eps)
 
 
+def lowered(
+    network: nn.Module, quantization: Quantization | None = None
+) -> tuple[Program, dict[str, Constant]]:
+    config = network.config
+    sizes = {"num_features": config.num_features, "frames_per_step": network.frames_per_step}
+    program, constants = lower(network, **sizes, quantization=quantization)
+    assert program.output_width == config.num_outputs
+    return program, constants
+
+
 def run(program: Program, constants: Mapping[str, Constant], features: np.ndarray) -> np.ndarray:
     values = {program.input: features}
     for op in program.ops:
@@ -70,7 +80,7 @@ def sound(frames: int, width: int = 6, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("frames", [1, 2, 37, 200])
 def test_a_folded_program_equals_torch_with_any_batch_norm(frames: int) -> None:
     network = quartznet()
-    program, constants = lower(network)
+    program, constants = lowered(network)
     features = sound(frames)
     ours, theirs = run(program, constants, features), in_torch(network, features)
     # 6 layers deep, sums of at most 40 products each, of values that stay near 10.
@@ -79,13 +89,13 @@ def test_a_folded_program_equals_torch_with_any_batch_norm(frames: int) -> None:
 
 
 def test_batch_norms_and_relus_leave_nothing_but_convolutions_and_sums() -> None:
-    program, _ = lower(quartznet())
+    program, _ = lowered(quartznet())
     assert {type(op) for op in program.ops} == {Conv1d, Add}
     assert sum(op.relu for op in program.ops) == 4  # one a block and one between two repeats
 
 
 def test_constants_are_named_by_their_modules() -> None:
-    _, constants = lower(quartznet())
+    _, constants = lowered(quartznet())
     assert "blocks.1.units.0.pointwise.weight" in constants
     assert "blocks.1.units.0.norm.shift" in constants
     assert not any("running" in name for name in constants)
@@ -121,7 +131,7 @@ class NormFirst(nn.Module):
 def test_a_batch_norm_without_a_convolution_stays_an_operation_of_its_own() -> None:
     torch.manual_seed(0)
     network = Toy(NormFirst()).eval()
-    program, constants = lower(network)
+    program, constants = lowered(network)
     assert [type(op) for op in program.ops] == [Affine, Conv1d]
     assert program.ops[0].relu
     features = sound(9, width=4)
@@ -148,7 +158,7 @@ class ReusedPair(nn.Module):
 def test_modules_that_run_twice_are_folded_once_each() -> None:
     torch.manual_seed(0)
     network = Toy(ReusedPair()).eval()
-    program, constants = lower(network)
+    program, constants = lowered(network)
     features = sound(9, width=4)
     np.testing.assert_allclose(
         run(program, constants, features), in_torch(network, features), rtol=0, atol=100 * EPSILON
@@ -180,7 +190,7 @@ def test_a_quantized_weight_keeps_its_codes_through_folding(granularity: str, is
         bias_shifts={"blocks.1.units.0.pointwise.weight": shift},
         recipe={},
     )
-    program, constants = lower(network, quantization=quantization)
+    program, constants = lowered(network, quantization=quantization)
     for name, weight in weights.items():
         np.testing.assert_array_equal(constants[name].codes, weight.codes)
     with torch.no_grad():
@@ -201,7 +211,7 @@ def test_groups_keep_their_scales_and_get_a_gain() -> None:
     array = dict(network.named_parameters())[name].detach().numpy()
     grid = symmetric_grid(np.abs(array.reshape(8, 2, 4)).max(-1), 4)
     weight = QTensor.on_grid(array, grid, 4, is_symmetric=True)
-    program, constants = lower(
+    program, constants = lowered(
         network,
         quantization=Quantization(
             weights={name: weight}, activation_bits={name: 8}, bias_shifts={}, recipe={}
@@ -233,21 +243,21 @@ class WithOperator(nn.Module):
 )
 def test_an_operator_we_do_not_have_is_named_with_its_module(operator, message: str) -> None:
     with pytest.raises(UnsupportedOperatorError, match=message):
-        lower(Toy(WithOperator(operator)).eval())
+        lowered(Toy(WithOperator(operator)).eval())
 
 
 def test_grouped_convolutions_other_than_depthwise_are_refused() -> None:
     with pytest.raises(UnsupportedOperatorError, match="groups=2"):
-        lower(Toy(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 3, 1))).eval())
+        lowered(Toy(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 3, 1))).eval())
 
 
 def test_a_parametrized_weight_is_refused() -> None:
     conv = nn.Conv1d(3, 3, 1)
     torch.nn.utils.parametrize.register_parametrization(conv, "weight", nn.ReLU())
     with pytest.raises(UnsupportedOperatorError, match="remove parametrizations"):
-        lower(Toy(WithOperator(conv)).eval())
+        lowered(Toy(WithOperator(conv)).eval())
 
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="call eval"):
-        lower(quartznet().train())
+        lowered(quartznet().train())

@@ -1,19 +1,16 @@
 """From torch to the program: torch.export's graph, one of our operations for each of its own.
 
 An operator that is not in LOWERINGS is an error that names it and the module it came from;
-nothing is approximated or skipped. Afterwards two passes make the program smaller: a BatchNorm
-joins the convolution before it, a ReLU the operation before it.
+nothing is approximated or skipped. passes.py makes the program smaller afterwards.
 
 Letters: B batch (1 here), C channels, T frames.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +20,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
+from subtone.export.passes import fold_affine, fuse_relu, rename_values
 from subtone.models.checkpoints import Quantization
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu, constants_of, inputs_of
-from subtone.qtensor import QTensor
+from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu, constants_of
 
 EXAMPLE_FRAMES = 64
 INPUT, OUTPUT = "features", "logits"
@@ -37,18 +34,23 @@ class UnsupportedOperatorError(ValueError):
 
 
 def lower(
-    network: nn.Module, *, quantization: Quantization | None = None
+    network: nn.Module,
+    *,
+    num_features: int,
+    frames_per_step: int,
+    quantization: Quantization | None = None,
 ) -> tuple[Program, dict[str, Constant]]:
     """The program of `network` and its constants, under their parameters' paths.
 
     Args:
-        network: takes features (B, F, T) and gives (logits (B, T', V), lengths); has `config`
-            with num_features and num_outputs, and `frames_per_step`. In eval mode.
+        network: in eval mode; takes features (B, F, T), F = `num_features`, and gives a tuple
+            that begins with the logits (B, T', V).
+        frames_per_step: input frames from one row of logits to the next.
         quantization: weights that a method brought to few bits, and the activations they meet.
     """
     if network.training:
         raise ValueError("the network is in training mode; call eval() before it is exported")
-    graph = _Graph(_export(network), quantization)
+    graph = _Graph(_export(network, num_features), quantization)
     for node in graph.nodes:
         graph.lower(node)
     ops, constants = graph.ops, graph.constants
@@ -58,10 +60,10 @@ def lower(
     used = {name for op in ops for name in constants_of(op).values()}
     program = Program(
         input=INPUT,
-        input_width=network.config.num_features,
+        input_width=num_features,
         output=OUTPUT,
-        output_width=network.config.num_outputs,
-        frames_per_step=network.frames_per_step,
+        output_width=graph.output_width,
+        frames_per_step=frames_per_step,
         ops=tuple(ops),
     )
     constants = {name: value for name, value in constants.items() if name in used}
@@ -69,8 +71,8 @@ def lower(
     return program, constants
 
 
-def _export(network: nn.Module) -> ExportedProgram:
-    example = torch.zeros(1, network.config.num_features, EXAMPLE_FRAMES)
+def _export(network: nn.Module, num_features: int) -> ExportedProgram:
+    example = torch.zeros(1, num_features, EXAMPLE_FRAMES)
     with warnings.catch_warnings():
         # torch 2.13 copies its own pytrees through a check that it deprecated itself.
         warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
@@ -95,6 +97,7 @@ class _Graph:
         self.constants: dict[str, Constant] = {}
         self.names: dict[Node, tuple[str, int]] = {}
         self.input = self.output = ""
+        self.output_width = 0
 
     def lower(self, node: Node) -> None:
         if node.op == "placeholder":
@@ -102,7 +105,8 @@ class _Graph:
                 self.input = node.name
                 self.names[node] = (node.name, 1)
         elif node.op == "output":
-            self.output, axis = self.names[node.args[0][0]]
+            self.output, axis = self.names[operands(node)[0][0]]
+            self.output_width = int(operands(node)[0][0].meta["val"].shape[axis])
             if axis != 2:
                 raise ValueError("the network's logits are (B, V, T); give them as (B, T, V)")
         else:
@@ -177,12 +181,17 @@ def source_of(node: Node) -> str:
     return stack[-1][0] if stack and stack[-1][0] else "the model"
 
 
+def operands(node: Node) -> tuple[Any, ...]:
+    """The positional arguments of `node`."""
+    return node.args
+
+
 # One function per operator ---------------------------------------------------------------------
 
 
 def _arguments(node: Node, **defaults: Any) -> dict[str, Any]:
     """The node's arguments by name, after its first."""
-    given = dict(zip(defaults, node.args[1:], strict=False))
+    given = dict(zip(defaults, operands(node)[1:], strict=False))
     return {**defaults, **given, **{name: value for name, value in node.kwargs.items() if name in defaults}}
 
 
@@ -195,7 +204,7 @@ def _lower_conv1d(graph: _Graph, node: Node) -> None:
             f"{source_of(node)} has groups={groups}; only 1 and depthwise can be packed"
         )
     op = Conv1d(
-        input=graph.value(node.args[0], channel_axis=1),
+        input=graph.value(operands(node)[0], channel_axis=1),
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
@@ -214,7 +223,7 @@ def _lower_linear(graph: _Graph, node: Node) -> None:
     options = _arguments(node, weight=None, bias=None)
     weight = graph.weight(options["weight"])
     op = Conv1d(
-        input=graph.value(node.args[0], channel_axis=2),
+        input=graph.value(operands(node)[0], channel_axis=2),
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
@@ -226,15 +235,15 @@ def _lower_linear(graph: _Graph, node: Node) -> None:
 
 def _lower_batch_norm(graph: _Graph, node: Node) -> None:
     gamma, beta, mean, variance = (
-        None if arg is None else graph.array(arg).astype(np.float64) for arg in node.args[1:5]
+        None if arg is None else graph.array(arg).astype(np.float64) for arg in operands(node)[1:5]
     )
-    gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + node.args[6])
+    gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + operands(node)[6])
     bias = (0.0 if beta is None else beta) - mean * gain
     module = source_of(node)
     owner = module if f"{module}.gain" not in graph.constants else node.name  # a module may run twice
     names = f"{owner}.gain", f"{owner}.shift"
     graph.constants |= {names[0]: gain.astype(np.float32), names[1]: bias.astype(np.float32)}
-    features = graph.value(node.args[0], channel_axis=1)
+    features = graph.value(operands(node)[0], channel_axis=1)
     graph.emit(
         node,
         Affine(input=features, output=node.name, gain=names[0], bias=names[1], source=source_of(node)),
@@ -243,15 +252,15 @@ def _lower_batch_norm(graph: _Graph, node: Node) -> None:
 
 
 def _lower_getitem(graph: _Graph, node: Node) -> None:
-    if node.args[1] != 0:
+    if operands(node)[1] != 0:
         raise UnsupportedOperatorError(
-            f"result {node.args[1]} of {node.args[0].name} in {source_of(node)} cannot be packed"
+            f"result {operands(node)[1]} of {operands(node)[0].name} in {source_of(node)} cannot be packed"
         )
-    graph.alias(node, node.args[0])
+    graph.alias(node, operands(node)[0])
 
 
 def _lower_relu(graph: _Graph, node: Node) -> None:
-    features = node.args[0]
+    features = operands(node)[0]
     graph.emit(
         node,
         Relu(input=graph.value(features), output=node.name, source=source_of(node)),
@@ -260,7 +269,7 @@ def _lower_relu(graph: _Graph, node: Node) -> None:
 
 
 def _lower_add(graph: _Graph, node: Node) -> None:
-    left, right = node.args[:2]
+    left, right = operands(node)[:2]
     if not isinstance(right, Node) or node.kwargs or left not in graph.names or right not in graph.names:
         raise UnsupportedOperatorError(
             f"{source_of(node)} adds something other than two results; it cannot be packed"
@@ -276,17 +285,17 @@ def _lower_add(graph: _Graph, node: Node) -> None:
 
 
 def _lower_transpose(graph: _Graph, node: Node) -> None:
-    axes = {axis % 3 for axis in node.args[1:3]}
+    axes = {axis % 3 for axis in operands(node)[1:3]}
     if axes != {1, 2}:
         raise UnsupportedOperatorError(
             f"{source_of(node)} transposes {sorted(axes)}; only channels and frames can change places"
         )
-    name, axis = graph.names[node.args[0]]
+    name, axis = graph.names[operands(node)[0]]
     graph.names[node] = (name, 3 - axis)
 
 
 def _lower_identity(graph: _Graph, node: Node) -> None:
-    graph.alias(node, node.args[0])
+    graph.alias(node, operands(node)[0])
 
 
 LOWERINGS: dict[Any, Callable[[_Graph, Node], None]] = {
@@ -299,87 +308,3 @@ LOWERINGS: dict[Any, Callable[[_Graph, Node], None]] = {
     aten.transpose.int: _lower_transpose,
     aten.clone.default: _lower_identity,
 }
-
-
-# Passes ----------------------------------------------------------------------------------------
-
-
-def fold_affine(
-    ops: list[Op], constants: Mapping[str, Constant], output: str
-) -> tuple[list[Op], dict[str, Constant]]:
-    """`ops` with every Affine taken in by the convolution that alone feeds it.
-
-    `gain (W x + b) + bias = (gain W) x + (gain b + bias)`. A gain joins the float32 scales (or the
-    float weight); beside float16 group scales it stays a vector of its own, so that the scales
-    remain those that training saw, and beside a weight that several operations share. Gains may be
-    negative or zero.
-    """
-    readers = _readers(ops, output)
-    constants, folded = dict(constants), []
-    by_output = {op.output: op for op in ops}
-    taken = {
-        op.input: op
-        for op in ops
-        if isinstance(op, Affine) and isinstance(by_output.get(op.input), Conv1d) and readers[op.input] == 1
-    }
-    uses = Counter(op.weight for op in ops if isinstance(op, Conv1d))
-    for op in ops:
-        if op.output in taken:
-            folded.append(_take_in(op, taken[op.output], constants, is_shared=uses[op.weight] > 1))
-        elif getattr(op, "input", None) not in taken:
-            folded.append(op)
-    return folded, constants
-
-
-def _take_in(conv: Conv1d, affine: Affine, constants: dict[str, Constant], *, is_shared: bool) -> Conv1d:
-    gain, bias = constants[affine.gain], constants[affine.bias]
-    weight = constants[conv.weight]
-    assert not isinstance(gain, QTensor)
-    if is_shared or (isinstance(weight, QTensor) and weight.group_size is not None):
-        gain_name = affine.gain
-    elif isinstance(weight, QTensor):
-        constants[conv.weight] = dataclasses.replace(weight, scale=weight.scale * gain[:, None])
-        gain_name = ""
-    else:
-        constants[conv.weight] = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
-        gain_name = ""
-    if conv.bias:
-        constants[affine.bias] = bias + gain * constants[conv.bias]
-    return dataclasses.replace(conv, output=affine.output, gain=gain_name, bias=affine.bias, relu=affine.relu)
-
-
-def fuse_relu(ops: list[Op], output: str) -> list[Op]:
-    """`ops` with every Relu done by the operation that alone feeds it."""
-    readers = _readers(ops, output)
-    writers = {op.output: op for op in ops}
-    fused: dict[str, str] = {}
-    for op in ops:
-        if (
-            isinstance(op, Relu)
-            and readers[op.input] == 1
-            and isinstance(writers.get(op.input), Conv1d | Affine | Add)
-        ):
-            fused[op.input] = op.output
-    replaced = [
-        dataclasses.replace(op, output=fused[op.output], relu=True) if op.output in fused else op
-        for op in ops
-        if not (isinstance(op, Relu) and op.input in fused)
-    ]
-    return replaced
-
-
-def rename_values(ops: list[Op], names: dict[str, str]) -> list[Op]:
-    """`ops` with `names` for some values and v0, v1, ... for the others: torch's names fill a header."""
-    for op in ops:
-        names.setdefault(op.output, f"v{len(names)}")
-    fields = ("input", "left", "right", "output")
-    return [
-        dataclasses.replace(
-            op, **{field: names[getattr(op, field)] for field in fields if hasattr(op, field)}
-        )
-        for op in ops
-    ]
-
-
-def _readers(ops: list[Op], output: str) -> Counter[str]:
-    return Counter([name for op in ops for name in inputs_of(op)] + [output])

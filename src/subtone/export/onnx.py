@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from subtone.models import Network
+
 EXAMPLE_FRAMES = 64
 
 
@@ -28,7 +30,7 @@ class LogitsOnly(nn.Module):
         return self.network(features)[0]
 
 
-def export_onnx(network: nn.Module, path: Path) -> None:
+def export_onnx(network: Network, path: Path) -> None:
     """Write `network` as ONNX with float32 weights; input "features", output "logits"."""
     example = torch.zeros(1, network.config.num_features, EXAMPLE_FRAMES)
     with warnings.catch_warnings():

@@ -11,7 +11,13 @@ from subtone.pack import PackedModel
 
 def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
     """What `write_packed` writes of `checkpoint`; `name` says where it came from."""
-    program, constants = lower(checkpoint.network, quantization=checkpoint.quantization)
+    network = checkpoint.network
+    program, constants = lower(
+        network,
+        num_features=network.config.num_features,
+        frames_per_step=network.frames_per_step,
+        quantization=checkpoint.quantization,
+    )
     quantization = checkpoint.quantization
     return PackedModel(
         program=program,
@@ -22,6 +28,6 @@ def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
         provenance={
             "subtone": importlib.metadata.version("subtone"),
             "checkpoint": name,
-            "parameters": sum(value.numel() for value in checkpoint.network.parameters()),
+            "parameters": sum(value.numel() for value in network.parameters()),
         },
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from torch import nn
-
 from subtone.models import quartznet
+
+Network = quartznet.QuartzNet
+"""What a checkpoint may hold: `config`, `frames_per_step`, and a forward pass as QuartzNet's."""
 
 FAMILIES = {"quartznet": (quartznet.QuartzNetConfig, quartznet.QuartzNet)}
 """Family, as a checkpoint names it -> its config and its network."""
@@ -25,7 +26,7 @@ def preset(name: str) -> quartznet.QuartzNetConfig:
     return MODELS[name]
 
 
-def build(document: Mapping) -> nn.Module:
+def build(document: Mapping) -> Network:
     """The network that a config's `to_json()` describes, with fresh weights."""
     family = document.get("family")
     if family not in FAMILIES:

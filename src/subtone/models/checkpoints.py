@@ -18,10 +18,9 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from subtone.files import replacing
-from subtone.models import build
+from subtone.models import Network, build
 from subtone.models.nemo import front_end_from_nemo, network_from_nemo, read_nemo
 from subtone.qtensor import QTensor
 from subtone.speech.features import FrontEnd
@@ -56,7 +55,7 @@ class Checkpoint:
     Where `quantization` is there, the network's weights are the decoded ones.
     """
 
-    network: nn.Module
+    network: Network
     front_end: FrontEnd
     tokenizer: CharTokenizer
     quantization: Quantization | None = None

@@ -11,13 +11,13 @@ import pickle
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from torch import Tensor
 
-from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
+from subtone.models.quartznet import Block, ConvBlock, QuartzNet, QuartzNetConfig
 
 CONFIG_MEMBER, WEIGHTS_MEMBER = "model_config.yaml", "model_weights.ckpt"
 CHECKPOINT_LIMIT_BYTES = 8 * 2**30
@@ -76,7 +76,8 @@ def nemo_names(network: QuartzNet) -> Iterator[tuple[str, str]]:
     between two repeats.
     """
     norm_parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    for index, block in enumerate(network.blocks):
+    for index, module in enumerate(network.blocks):
+        block = cast(ConvBlock, module)
         ours, theirs = f"blocks.{index}", f"encoder.encoder.{index}"
         position = 0
         for repeat, unit in enumerate(block.units):

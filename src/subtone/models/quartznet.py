@@ -227,9 +227,9 @@ def jasper_blocks() -> tuple[Block, ...]:
     """Jasper DR 10x5: dense residuals, full convolutions."""
     rows = ((256, 11, 0.2), (384, 13, 0.2), (512, 17, 0.2), (640, 21, 0.3), (768, 25, 0.3))
     full = {"is_separable": False}
-    dense = {"repeat": 5, "has_residual": True, "has_dense_residual": True, **full}
+    dense = {"has_residual": True, "has_dense_residual": True, **full}
     body = [
-        Block(filters=filters, kernel=kernel, dropout=dropout, **dense)
+        Block(filters=filters, kernel=kernel, repeat=5, dropout=dropout, **dense)
         for filters, kernel, dropout in rows
         for _ in range(2)
     ]

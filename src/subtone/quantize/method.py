@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from subtone.models.checkpoints import Quantization
 from subtone.quantize.rules import Recipe
 from subtone.quantize.weights import quantizable_weights
 
+Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, Tensor]
 """Features (B, F, T) and their valid lengths (B,), as a model takes them."""
 
@@ -35,7 +37,7 @@ class Method(abc.ABC):
         """
 
 
-def decoded_twin(model: nn.Module, quantization: Quantization) -> nn.Module:
+def decoded_twin(model: Model, quantization: Quantization) -> Model:
     """A copy of `model` in eval mode whose weights are the decoded ones.
 
     Bias shifts are not in it: most products they belong to have no bias that could take them.

@@ -23,7 +23,7 @@ def describe(path: Path) -> dict[str, Any]:
     weights = {op.weight for op in model.program.ops if isinstance(op, Conv1d)}
     vectors = {name: size for name, size in sizes.constants.items() if name not in weights}
     stored = {name: sizes.constants[name] for name in weights}
-    by_bits = Counter()
+    by_bits: Counter[int] = Counter()
     for size in stored.values():
         by_bits[size.bits] += math.prod(size.shape)
     return {
