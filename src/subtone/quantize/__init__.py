@@ -11,7 +11,7 @@ from subtone.models.checkpoints import Quantization
 from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
 from subtone.quantize.linear import Linear, quantize_weight
-from subtone.quantize.method import Batch, Method, decoded_twin
+from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.rules import Recipe, Rule, Settings, assign
 from subtone.quantize.weights import quantizable_weights, weight_kind
 
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Settings",
+    "TrainingMethod",
     "assign",
     "decoded_twin",
     "fake_quantize_activations",

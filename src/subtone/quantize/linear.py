@@ -18,7 +18,7 @@ from subtone.qtensor import QTensor
 from subtone.quantize import grids
 from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.lloyd_max import codebook_levels
-from subtone.quantize.method import Batch, Method
+from subtone.quantize.method import Batch, Method, check_finite
 from subtone.quantize.ranges import fit_grid, group_count, kernel_range
 from subtone.quantize.rules import Settings, assign
 from subtone.quantize.weights import mean_product, quantizable_weights
@@ -77,11 +77,7 @@ def quantize_weight(weight: Tensor, settings: Settings, *, name: str = "the weig
     if bits is None:
         raise ValueError(f"{name} is to stay float (keep_float = true); leave it out")
     weight = weight.detach().to("cpu", torch.float32)
-    if not torch.isfinite(weight).all():
-        count = int((~torch.isfinite(weight)).sum())
-        raise ValueError(
-            f"{name} holds {count} of {weight.numel()} values that are not finite; repair the model"
-        )
+    check_finite(name, weight)
     flat = grids.flatten_weight(weight)
     try:
         if settings.grid == "codebook":

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
 from subtone.models.checkpoints import Quantization
-from subtone.quantize.rules import Recipe
-from subtone.quantize.weights import quantizable_weights
+from subtone.quantize.errors import one_line
+from subtone.quantize.rules import STRICT, Recipe, Settings, assign
+from subtone.quantize.weights import Weight, quantizable_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, Tensor]
 """Features (B, F, T) and their valid lengths (B,), as a model takes them."""
 
 
+class NoOptions(pydantic.BaseModel):
+    """Of a method that has none."""
+
+    model_config = STRICT
+
+
 class Method(abc.ABC):
     """One way to few bits. A new one is one file with a subclass, and one entry in METHODS.
 
-    It holds the recipe; all it knows of a model comes in as an argument, so that one method serves
-    a training process and its replicas.
+    `Options` are the method's own settings, the table `[options]` of a recipe: a frozen pydantic
+    model with the paper's values as defaults. `self.options` holds them, checked.
     """
+
+    Options: ClassVar[type[pydantic.BaseModel]] = NoOptions
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        try:
+            self.options = self.Options.model_validate(recipe.options)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"recipe {recipe.name}: options: {one_line(error, (self.Options,))}") from error
 
     @abc.abstractmethod
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
@@ -35,6 +49,79 @@ class Method(abc.ABC):
 
         `calibration`: real features, for recipes that need to see what goes into a layer.
         """
+
+
+class TrainingMethod(Method):
+    """A method that takes part in training, in at most three places, by three calls a step or fewer.
+
+        method.attach(model)                 # once, before the first step
+        for step in range(steps):
+            loss(model, batch).backward()
+            method.before_step(step)         # adds the gradient of its penalty
+            optimizer.step()
+            method.after_step(step)          # may rewrite weights
+        method.detach()
+        quantization = method.freeze(model)
+
+    Steps count from 0. Parameters stay the objects they are, so an optimizer may be made before or
+    after `attach`. `state_dict` holds all that a resumed run needs to be identical.
+
+    * `settings`, `weights`: parameter path -> what the recipe says of it, and the parameter; only
+      those that are quantized. Empty until `attach`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.settings: dict[str, Settings] = {}
+        self.weights: dict[str, Weight] = {}
+
+    def attach(self, model: nn.Module) -> None:
+        """Take hold of `model`: assign the rules; a subclass may also change what the forward pass sees.
+
+        ValueError names a weight that holds NaN or infinity, and what `assign` refuses.
+        """
+        if self.weights:
+            raise ValueError(f"recipe {self.recipe.name}: the method is attached already; detach it first")
+        settings = assign(self.recipe, model)
+        weights = quantizable_weights(model)
+        for path, of in settings.items():
+            if of.keep_float:
+                continue
+            check_finite(path, weights[path].parameter)
+            self.settings[path], self.weights[path] = of, weights[path]
+
+    def penalty(self, step: int) -> Tensor | None:
+        """The term that the method adds to the loss at `step`, a scalar with a gradient; None without one."""
+        return None
+
+    def before_step(self, step: int) -> None:
+        """Add the gradient of `penalty` to the gradients of the weights, after the loss's own backward pass."""
+        penalty = self.penalty(step)
+        if penalty is not None:
+            penalty.backward()
+
+    def after_step(self, step: int) -> None:
+        """Rewrite weights after the optimizer's step number `step`, if it is time to."""
+
+    def detach(self) -> None:
+        """Let go of the model: plain modules and plain parameters again."""
+        self.settings, self.weights = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that `load_state_dict` needs; {} where the step says it all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, after `attach`."""
+
+
+def check_finite(path: str, weight: Tensor) -> None:
+    """ValueError that names `path` if its weight holds NaN or infinity."""
+    if not torch.isfinite(weight).all():
+        count = int((~torch.isfinite(weight)).sum())
+        raise ValueError(
+            f"{path} holds {count} of {weight.numel()} values that are not finite; repair the model"
+        )
 
 
 def decoded_twin(model: Model, quantization: Quantization) -> Model:

@@ -211,12 +211,16 @@ class Rule(pydantic.BaseModel):
 
 
 class Recipe(pydantic.BaseModel):
-    """A method and its rules, as one TOML file says them."""
+    """A method, its options and its rules, as one TOML file says them.
+
+    `options` are the method's own (a schedule, the weight of a penalty); the method checks them.
+    """
 
     model_config = STRICT
 
     name: str
     method: str
+    options: dict[str, Any] = Field(default_factory=dict)
     rules: Annotated[tuple[Rule, ...], Field(strict=False)]
 
     @classmethod
@@ -271,7 +275,8 @@ class Recipe(pydantic.BaseModel):
                         **rule.settings.model_dump(mode="json", exclude={"keep_float"}, exclude_none=True),
                     }
                 )
-        return {"name": self.name, "method": self.method, "rules": rules}
+        options = {"options": self.options} if self.options else {}
+        return {"name": self.name, "method": self.method, **options, "rules": rules}
 
 
 def assign(recipe: Recipe, model: nn.Module) -> dict[str, Settings]:
