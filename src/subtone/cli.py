@@ -299,7 +299,8 @@ def evaluate(
     heard = _hear_manifest(file, manifest, limit, threads)
     if save is not None:
         save_heard(save, heard)
-    document = {"model": str(file), "manifest": str(manifest), **summarize(heard)}
+    size = {"bytes": file.stat().st_size} if file.suffix == ".subtone" else {}
+    document = {"model": str(file), "manifest": str(manifest), **size, **summarize(heard)}
     _show(document, as_json=as_json, table=None if as_json else evaluation([document]))
 
 

@@ -26,9 +26,9 @@ LAYER_COLUMNS: dict[str, Literal["left", "right"]] = {
 def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a model, of `evaluate.summarize` and, where they are known, "bytes"."""
     table = Table(title=f"{rows[0]['utterances']} utterances, {rows[0]['duration_s']:.0f} s of speech")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in ("WER %", "95 % interval", "sub / ins / del", "MB", "RTF", "p50 ms", "p90", "p99", "peak MB"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         low, high = row["wer_interval_percent"]
         latency = row["latency_ms"]
@@ -37,7 +37,7 @@ def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['wer_percent']:.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{row['substitutions']} / {row['insertions']} / {row['deletions']}",
-            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "",
+            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "-",
             f"{row['real_time_factor']:.4f}",
             *(f"{latency[rank]:.1f}" for rank in ("p50", "p90", "p99")),
             f"{row['peak_memory_mb']:.0f}",
