@@ -1,6 +1,6 @@
 """Peak resident memory of `subtone transcribe`: one utterance of 15 s, one file of 10 minutes.
 
-    .venv/bin/python benchmarks/memory.py runs/ptq/ptq-w4-group64-clip.subtone --shared ../shared
+    .venv/bin/python benchmarks/memory.py runs/ptq/ptq-w4-group64.subtone --shared ../shared
 
 The sounds are made of test-clean-a, utterances joined and cut. Writes to benchmarks/results/.
 """

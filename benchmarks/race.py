@@ -1,6 +1,6 @@
 """Packed files of the given model against PyTorch and ONNX Runtime, as a file of results.
 
-.venv/bin/python benchmarks/race.py runs/ptq/ptq-w8.subtone runs/ptq/ptq-w4-group64-clip.subtone
+.venv/bin/python benchmarks/race.py runs/ptq/ptq-w8.subtone runs/ptq/ptq-w4-group64.subtone
 """
 
 from __future__ import annotations

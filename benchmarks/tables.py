@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- results: made by benchmarks/tables.py, do not edit -->\n", "<!-- end of results -->\n"
-IN_README = ("ptq-w8", "ptq-w6", "ptq-w5", "ptq-w4", "ptq-w4-group64-clip", "ptq-w4-codebook")
+IN_README = ("ptq-w8", "ptq-w6", "ptq-w5", "ptq-w5-codebook", "ptq-w4", "ptq-w4-group64", "ptq-w4-codebook")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
     "race": "speed",
