@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from subtone import numerics
-from subtone.numerics import largest_symmetric_level
 from subtone.quantize import grids
 from subtone.quantize.grids import Grid
 from subtone.quantize.ranges import fit_grid, group_count
@@ -93,16 +90,7 @@ def fake_quantize_activations(features: Tensor, bits: int = 8) -> Tensor:
         features: (..., K), channels last.
         bits: 2 to 8.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"activation_bits={bits} has no signed grid; use 2 to 8")
     with torch.no_grad():
-        values = features.detach().to(torch.float32)
-        limit = largest_symmetric_level(bits)
-        absmax = values.abs().amax(-1, keepdim=True)
-        is_silent = absmax < float(np.float32(numerics.SILENT_ABSMAX))
-        safe = torch.where(is_silent, torch.ones_like(absmax), absmax)
-        zero = torch.zeros_like(absmax)
-        inverse = torch.where(is_silent, zero, torch.full_like(safe, limit) / safe)
-        scale = torch.where(is_silent, zero, grids.divided(absmax, limit))
-        quantized = (grids.round_half_up(values * inverse) * scale).to(features.dtype)
+        levels, scale = grids.dynamic_levels(features.detach().to(torch.float32), bits)
+        quantized = (levels * scale).to(features.dtype)
     return straight_through(features, quantized, torch.ones_like(quantized, dtype=torch.bool))

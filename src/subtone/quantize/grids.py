@@ -97,6 +97,28 @@ def values_on_grid(codes: Tensor, grid: Grid) -> Tensor:
     return grid.scale * (codes - grid.zero_point)
 
 
+def dynamic_levels(features: Tensor, bits: int, *, channel_axis: int = -1) -> tuple[Tensor, Tensor]:
+    """Twin of `numerics.quantize_dynamic`: levels, as float32, and one scale a frame.
+
+    Args:
+        features: float32; the channels of a frame lie along `channel_axis`.
+        bits: 2 to 8.
+
+    Returns:
+        levels in the shape of `features`, and scales with 1 in place of the channels.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"activation_bits={bits} has no signed grid; use 2 to 8")
+    limit = largest_symmetric_level(bits)
+    low, high = torch.aminmax(features, dim=channel_axis, keepdim=True)
+    absmax = torch.maximum(high, -low)
+    is_silent = absmax < float(numerics.SILENT_ABSMAX)
+    safe, zero = torch.where(is_silent, torch.ones_like(absmax), absmax), torch.zeros_like(absmax)
+    inverse = torch.where(is_silent, zero, torch.full_like(safe, limit) / safe)
+    scale = torch.where(is_silent, zero, divided(absmax, limit))
+    return round_half_up(features * inverse), scale
+
+
 def flatten_weight(weight: Tensor) -> Tensor:
     """Twin of `qtensor.flatten_weight`: (out, in, *taps) as (out, taps * in).
 
