@@ -95,6 +95,16 @@ def quantizable_weights(model: nn.Module) -> dict[str, Weight]:
     return found
 
 
+def holders_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    """Every (module, name) of `model` under which `parameter` is held: several where it is tied."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, held in module.named_parameters(recurse=False, remove_duplicate=False)
+        if held is parameter
+    ]
+
+
 def mean_product(weight: NDArray[np.float32], means: NDArray[np.float32]) -> NDArray[np.float32]:
     """The output's mean (out,), if input channel i has the mean `means[i]` in every tap.
 
