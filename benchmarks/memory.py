@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,13 @@ from subtone.speech.data import read_manifest
 ROOT = Path(__file__).resolve().parents[1]
 BARS_MB = {15: 150, 600: 250}
 """Seconds of sound -> peak MB that the main job allows."""
+REPORTING = """
+import sys
+from subtone.cli import app
+app(sys.argv[1:], standalone_mode=False)
+from subtone.report.machine import peak_memory_mb
+print(peak_memory_mb(), file=sys.stderr)
+"""
 
 
 def main() -> None:
@@ -43,7 +49,7 @@ def main() -> None:
         for seconds, bar in BARS_MB.items():
             path = Path(folder) / f"{seconds}.flac"
             soundfile.write(path, sound[: seconds * 16000], 16000)
-            peak = peak_mb([sys.executable, "-m", "subtone", "transcribe", str(arguments.file), str(path)])
+            peak = peak_mb("transcribe", arguments.file, path)
             rows.append({"seconds": seconds, "peak_mb": round(peak, 1), "bar_mb": bar})
             print(rows[-1])
     document = {
@@ -58,13 +64,12 @@ def main() -> None:
     write_text(ROOT / "benchmarks" / "results" / name, json.dumps(document, indent=1) + "\n")
 
 
-def peak_mb(command: list[str]) -> float:
-    """Peak resident megabytes of one command, as the kernel counted them for that process alone."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise OSError(f"{' '.join(command)} failed")
-    return usage.ru_maxrss * 1024 / 1e6
+def peak_mb(*arguments: object) -> float:
+    """Peak resident megabytes of `subtone ARGUMENTS`, by the process's own high-water mark."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPORTING, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    return float(done.stderr)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtone.files import write_text
+from subtone.report.machine import peak_memory_mb
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.recognize import Recognizer
@@ -103,7 +103,7 @@ def summarize(heard: Sequence[Heard]) -> dict[str, Any]:
         "latency_ms": {
             f"p{rank}": float(np.percentile(seconds, rank) * 1000) for rank in LATENCY_PERCENTILES
         },
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
     }
 
 

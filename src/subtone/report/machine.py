@@ -1,9 +1,10 @@
-"""Where a number was measured."""
+"""Where a number was measured, and how much memory that took."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,19 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "commit": _commit(),
     }
+
+
+def peak_memory_mb() -> float:
+    """Most resident megabytes (10^6 bytes) this process ever had.
+
+    Linux's own high-water mark: what getrusage says includes the process that started this one, as
+    it was between fork and exec, so a large parent would be counted.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(mark.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _processor() -> str:
