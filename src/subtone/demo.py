@@ -29,7 +29,7 @@ from subtone.train import TrainSettings, fit
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Opens a progress bar with a label; what it gives is called with (done, total)."""
 
-NUM_TRAIN, NUM_DEV, NUM_TEST = 2000, 60, 300
+NUM_TRAIN, NUM_DEV, NUM_TEST = 3000, 60, 300
 RECIPES = {"8 bits": "ptq-w8", "4 bits": "ptq-w4-group64"}
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from subtone.cli import main; main()"
 
