@@ -105,9 +105,10 @@ def hear(model: Path, corpus: Corpus, *, needs_torch: bool = False) -> dict[str,
 
 
 def shipped_recipe(name: str) -> Path:
-    """The recipe that was installed with this package under `name`."""
-    for place in subtone.__path__:
-        path = Path(place) / "recipes" / f"{name}.toml"
+    """The recipe called `name`: of the checkout this runs from, else as installed with the package."""
+    places = [Path(__file__).parents[2], *map(Path, subtone.__path__)]
+    for place in places:
+        path = place / "recipes" / f"{name}.toml"
         if path.is_file():
             return path
     raise ValueError(f"recipe {name} was not installed with this package; install it again")
