@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,16 @@ def test_training_lowers_the_loss_and_the_checkpoint_hears_the_same(parts, tmp_p
     features = loaded.front_end(samples)
     expected = fitted.checkpoint.recognizer().logits(features)
     assert np.array_equal(loaded.recognizer().logits(features), expected)
+
+
+def test_an_interrupt_stays_one_and_the_next_is_heard_too(parts, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, settings=SETTINGS, **parts, progress=interrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_what_cannot_be_trained_is_refused(parts, tmp_path: Path) -> None:

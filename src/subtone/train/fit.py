@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -87,7 +88,7 @@ def fit(
         for utterances, speeds, is_shuffled in ((train, settings.speeds, True), (dev, (1.0,), False))
     )
     module = CtcModule(network, tokenizer=tokenizer, settings=settings)
-    with quiet_lightning():
+    with quiet_lightning(), plain_interrupt():
         trainer = make_trainer(folder, settings, progress)
         ckpt_path = state if state.is_file() else None
         trainer.fit(module, train_loader, dev_loader, ckpt_path=ckpt_path, weights_only=True)
@@ -179,6 +180,19 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         greeter.setLevel(level)
+
+
+@contextlib.contextmanager
+def plain_interrupt() -> Iterator[None]:
+    """Ctrl-C as KeyboardInterrupt; Lightning turns it into a silent exit and ignores the next one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 def check_utterances(
