@@ -12,10 +12,14 @@ from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
 from subtone.quantize.linear import Linear, quantize_weight
 from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
+from subtone.quantize.native import Native
 from subtone.quantize.rules import Recipe, Rule, Settings, assign
 from subtone.quantize.weights import quantizable_weights, weight_kind
 
-METHODS: dict[str, type[Method]] = {"linear": Linear}
+METHODS: dict[str, type[Method]] = {
+    "linear": Linear,
+    "native": Native,
+}
 """Method, as a recipe names it -> its class."""
 
 

@@ -1,0 +1,200 @@
+"""Native quantization-aware training (int4: Ding et al. 2022, section 2.2 and Fig. 2).
+
+At every forward pass each weight is rounded to a symmetric grid whose scale is taken from the weight
+as it is now, `max / 127` or `max / 7` per output channel, without a zero point. Gradients pass
+straight through the rounding and not at all into the scale (the paper's stop-gradient on the
+maximum). Where activations are "dynamic", each frame gets such a grid too, and the product is
+computed on integers (integer.py): no difference is left between training and the packed file. The
+paper's rows are settings: I8W and I4W have float activations, I8WA, I4WI8A and I4WA integer ones of
+`activation_bits`.
+
+Ours differs from the text in three places (docs/equations.md): "casting it to int" rounds; the
+maximum of an activation is that of a frame, so that a stream and a whole utterance agree; a kernel
+that spans frames keeps float activations.
+
+An LSTM and `nn.MultiheadAttention` compute inside torch, where no hook reaches the activations. Their
+weights are trained like any other; their activations must be "float" until subtone has cells of its
+own, and a rule that says otherwise is refused rather than trained as something else.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.hooks import RemovableHandle
+
+from subtone.models.checkpoints import Quantization
+from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
+from subtone.quantize.integer import integer_product
+from subtone.quantize.linear import quantize_weight
+from subtone.quantize.method import Batch, TrainingMethod
+from subtone.quantize.parametrization import Parametrized
+from subtone.quantize.rules import STRICT, Recipe, Settings, assign
+from subtone.quantize.weights import PER_FRAME_KINDS, holders_of, quantizable_weights, weight_kind
+
+
+class NativeOptions(pydantic.BaseModel):
+    """How the forward pass is computed, and which weights take part before the freeze.
+
+    * `forward`: "integer", or "fake": the same rounded values, multiplied in float. They differ only
+      where activations are dynamic; with float activations there is no integer product, and the
+      paper's I4W and FakeI4W are one computation here.
+    * `largest_trained_bits`: weights of more bits are left alone, activations included, until the
+      freeze rounds them: with 4, the paper's Table 2, "int4 QAT to the listed layers and int8 PTQ for
+      the remaining layers".
+    """
+
+    model_config = STRICT
+
+    forward: Literal["integer", "fake"] = "integer"
+    largest_trained_bits: int = pydantic.Field(default=8, ge=2, le=8)
+
+
+class Native(TrainingMethod):
+    """Method "native": dynamic symmetric scales, and training on the integers that will be served.
+
+    A frozen model equals the trained forward pass: the same weights bit for bit in float32, and a
+    product with dynamic activations bit for bit too. Half-precision parameters are widened before
+    they are rounded, and what the forward pass sees is rounded to their precision again. A module
+    that is not trained (`requires_grad=False`) is heard as it will be stored all the same.
+    """
+
+    Options = NativeOptions
+    options: NativeOptions
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        for index, rule in enumerate(recipe.rules):
+            if not rule.settings.keep_float:
+                _check_settings(rule.settings, where=f"recipe {recipe.name}: rules[{index}]")
+        self._parametrized: Parametrized | None = None
+        self._handles: list[RemovableHandle] = []
+        self._integer_modules: list[nn.Module] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """From now on the forward pass of `model` sees weights and activations as they will be served."""
+        products = self._products(model)
+        super().attach(model)
+        functions = {
+            path: functools.partial(fake_quantize_weight, settings=of, name=path)
+            for path, of in self.settings.items()
+            if self._is_trained(of)
+        }
+        self._parametrized = Parametrized(model, self.weights, functions)
+        for module, name, path in products:
+            of = self.settings[path]
+            if self.options.forward == "fake":
+                self._handles.append(module.register_forward_pre_hook(_fake_activations(of)))
+            else:
+                module.forward = types.MethodType(_integer_forward(name, of, path), module)
+                self._integer_modules.append(module)
+
+    def detach(self) -> None:
+        """Plain modules and float weights again: not what was heard in training, before a freeze."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._integer_modules:
+            del module.forward
+        if self._parametrized is not None:
+            self._parametrized.detach()
+        self._parametrized, self._handles, self._integer_modules = None, [], []
+        super().detach()
+
+    def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
+        """Every weight rounded as its rule says; while attached, those of the attached model.
+
+        `calibration` is not read: no scale comes from data.
+        """
+        settings, weights = self.settings, self.weights
+        if not weights:
+            weights = quantizable_weights(model)
+            settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
+        return Quantization(
+            weights={
+                path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()
+            },
+            activation_bits={
+                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
+            },
+            bias_shifts={},
+            recipe=self.recipe.resolved(),
+        )
+
+    def _is_trained(self, of: Settings) -> bool:
+        return of.bits is not None and of.bits <= self.options.largest_trained_bits
+
+    def _products(self, model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+        """Module, parameter's name and path of every product whose activations are quantized."""
+        weights, found = quantizable_weights(model), []
+        for path, of in assign(self.recipe, model).items():
+            if of.keep_float or not self._is_trained(of) or not of.activation_bits_for(weights[path].kind):
+                continue
+            for module, name in holders_of(model, weights[path].parameter):
+                if weight_kind(module, name) not in PER_FRAME_KINDS:
+                    continue  # an embedding tied to this product has no activations
+                if not self._is_within_reach(module):
+                    raise ValueError(
+                        f"recipe {self.recipe.name}: activations='dynamic' of {path} cannot be trained, because "
+                        f"{type(module).__name__} keeps them to itself; add a rule for it with activations = 'float'"
+                    )
+                found.append((module, name, path))
+        return found
+
+    def _is_within_reach(self, module: nn.Module) -> bool:
+        """Whether a product's activations are those that come in, and its forward pass is torch's own."""
+        if isinstance(module, NonDynamicallyQuantizableLinear):
+            return False  # attention reads its weight and never calls it
+        if self.options.forward == "fake":
+            return isinstance(module, (nn.Linear, nn.Conv1d))
+        return type(module).forward in (nn.Linear.forward, nn.Conv1d.forward)
+
+
+def _check_settings(of: Settings, *, where: str) -> None:
+    if of.grid != "symmetric":
+        raise ValueError(
+            f"{where}: grid={of.grid!r} has a zero point or levels of its own; native needs 'symmetric'"
+        )
+    if of.bits == 1:
+        raise ValueError(f"{where}: bits=1 has no native grid, whose outermost level would be 0; use 2 to 8")
+    if of.bias_correction:
+        raise ValueError(f"{where}: bias_correction=true is for weights that are not trained; remove it")
+
+
+def _integer_forward(name: str, of: Settings, path: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The forward pass of a Linear or pointwise Conv1d on integers, its parameter `name` parametrized."""
+
+    def forward(module: Any, features: Tensor) -> Tensor:
+        axis = _channel_axis(module)
+        weight = module.parametrizations[name].original
+        product = integer_product(features, weight, of, channel_axis=axis, name=path)
+        if module.bias is not None:
+            product = product + (module.bias if axis == -1 else module.bias[:, None])
+        device = features.device.type
+        return product.to(
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        )
+
+    return forward
+
+
+def _fake_activations(of: Settings) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A pre-hook that rounds what comes in to the grid of each frame."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert of.activation_bits is not None
+        axis = _channel_axis(module)
+        rounded = fake_quantize_activations(inputs[0].movedim(axis, -1), of.activation_bits)
+        return (rounded.movedim(-1, axis), *inputs[1:])
+
+    return hook
+
+
+def _channel_axis(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear) else -2
