@@ -133,7 +133,9 @@ def flatten_weight(weight: Tensor) -> Tensor:
 def unflatten_weight(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `flatten_weight`."""
     outputs, inputs, *taps = shape
-    return flat.reshape(outputs, *taps, inputs).movedim(-1, 1).contiguous()
+    unflattened = flat.reshape(outputs, *taps, inputs).movedim(-1, 1).contiguous()
+    # Axes of size 1 keep odd strides, by which torch chooses another kernel, and other bits.
+    return unflattened.flatten().view(shape)
 
 
 def cells_of(flat: Tensor, *, granularity: str, groups: int) -> Tensor:

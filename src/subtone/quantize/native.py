@@ -80,8 +80,12 @@ class Native(TrainingMethod):
 
     def attach(self, model: nn.Module) -> None:
         """From now on the forward pass of `model` sees weights and activations as they will be served."""
-        products = self._products(model)
         super().attach(model)
+        try:
+            products = self._products(model)
+        except ValueError:
+            super().detach()
+            raise
         functions = {
             path: functools.partial(fake_quantize_weight, settings=of, name=path)
             for path, of in self.settings.items()
@@ -132,11 +136,12 @@ class Native(TrainingMethod):
 
     def _products(self, model: nn.Module) -> list[tuple[nn.Module, str, str]]:
         """Module, parameter's name and path of every product whose activations are quantized."""
-        weights, found = quantizable_weights(model), []
-        for path, of in assign(self.recipe, model).items():
-            if of.keep_float or not self._is_trained(of) or not of.activation_bits_for(weights[path].kind):
+        found = []
+        for path, of in self.settings.items():
+            weight = self.weights[path]
+            if not self._is_trained(of) or not of.activation_bits_for(weight.kind):
                 continue
-            for module, name in holders_of(model, weights[path].parameter):
+            for module, name in holders_of(model, weight.parameter):
                 if weight_kind(module, name) not in PER_FRAME_KINDS:
                     continue  # an embedding tied to this product has no activations
                 if not self._is_within_reach(module):
