@@ -1,7 +1,26 @@
-"""Float training, on Lightning and Lhotse: settings, batches, the CTC module, one run."""
+"""Training, on Lightning and Lhotse: settings, batches, the CTC module, one run; and the callbacks that
+bring quantization into anybody's training."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from subtone.train.callbacks import Quantize
 from subtone.train.fit import Fitted, fit
 from subtone.train.module import CtcModule
 from subtone.train.settings import TrainSettings
 
-__all__ = ["CtcModule", "Fitted", "TrainSettings", "fit"]
+if TYPE_CHECKING:
+    from subtone.train.hf_callback import HfQuantize
+
+
+def __getattr__(name: str) -> Any:
+    """`HfQuantize` on demand: transformers is an extra, and takes seconds to import."""
+    if name == "HfQuantize":
+        from subtone.train.hf_callback import HfQuantize
+
+        return HfQuantize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["CtcModule", "Fitted", "HfQuantize", "Quantize", "TrainSettings", "fit"]
