@@ -1,25 +1,27 @@
 # make demo · make test · make bench · make lint: each makes .venv on a fresh machine.
-# A stamp in .stamps stands for each step, so that a second run installs nothing.
+# A stamp in .venv stands for each step, so that a second run installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
+SHARED ?= ../shared
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := CMakeLists.txt $(wildcard native/* recipes/*)
 
-.PHONY: install demo test bench lint format clean
+.PHONY: install demo test bench sanitize lint format clean
 
-install: .stamps/subtone
+install: $(VENV)/.subtone
 
 # torch by its exact version first: a bare one brings gigabytes of GPU libraries.
-.stamps/environment: constraints.txt pyproject.toml
+$(VENV)/.environment: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "pip>=25"
 	$(PIP) torch
 	$(PIP) scikit-build-core cmake ninja
-	mkdir -p .stamps && touch $@
+	touch $@
 
-.stamps/subtone: .stamps/environment $(BUILT)
+$(VENV)/.subtone: $(VENV)/.environment $(BUILT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 
@@ -29,8 +31,17 @@ demo: install
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: install
-	$(BIN)/subtone bench model ../shared/models/quartznet15x5-en.nemo ../shared/data/librispeech/dev-clean-300 --limit 20
+bench: install runs/bench.subtone
+	$(BIN)/subtone bench model $(SHARED)/models/quartznet15x5-en.nemo $(SHARED)/data/librispeech/dev-clean-300 \
+		runs/bench.subtone --limit 8
+
+runs/bench.subtone: | install
+	mkdir -p runs
+	$(BIN)/subtone quantize $(SHARED)/models/quartznet15x5-en.nemo recipes/ptq-w8.toml --out runs/bench
+	$(BIN)/subtone pack runs/bench $@
+
+sanitize: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" native/check_memory.sh
 
 lint: install
 	$(BIN)/ruff check .
@@ -42,4 +53,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .stamps build
+	rm -rf $(VENV) build runs/bench runs/bench.subtone

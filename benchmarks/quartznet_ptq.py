@@ -113,7 +113,8 @@ def measure(
 
 
 def predicted_bytes(quantized: Checkpoint) -> int:
-    """Codes, what decodes them, and float32 vectors, by arithmetic alone: no header, no padding.
+    """Codes, what decodes them, and float32 vectors, by arithmetic alone: no header, no padding, no
+    vectors of bias correction.
 
     One bias a convolution with a BatchNorm behind it and one for the head; beside group scales one
     gain as well.

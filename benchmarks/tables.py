@@ -32,9 +32,11 @@ def main() -> None:
 
 
 def newest(kind: str) -> dict[str, Any]:
-    """The newest document of results/DATE_COMMIT_KIND.json; of one day, the last written."""
-    files = sorted(RESULTS.glob(f"*_{kind}.json"), key=lambda path: (path.name[:10], path.stat().st_mtime))
-    return {**json.loads(files[-1].read_text()), "source": files[-1].name}
+    """The newest document of results/DATE_COMMIT_KIND.json, by the time that its machine told."""
+    documents = [
+        {**json.loads(path.read_text()), "source": path.name} for path in RESULTS.glob(f"*_{kind}.json")
+    ]
+    return max(documents, key=lambda document: (document["date"], document["machine"].get("time", "")))
 
 
 def with_table(readme: str) -> str:
@@ -110,7 +112,7 @@ def results_page() -> str:
             "",
             f"All {ptq['utterances']} utterances of `test-clean-a`, greedy, no language model, packed, 8-bit dynamic activations.",
             f"Float in PyTorch: {ptq['float']['wer_percent']:.2f} % ({float_errors}). "
-            '"predicted" is arithmetic: codes, scales and biases without header and padding.',
+            '"predicted" is arithmetic: codes, scales and biases, without header, padding and what bias correction adds (ptq-w4-correct).',
             "",
             *word_rows(ptq["rows"]),
             "",

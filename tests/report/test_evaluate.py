@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from subtone.report.evaluate import Heard, compare, interval, load_heard, save_heard, summarize
+from subtone.report.evaluate import Heard, compare, interval, load_heard, names_of, save_heard, summarize
 
 
 def heard(audio: str, reference: str, hypothesis: str, *, speaker: str = "s", seconds: float = 0.1) -> Heard:
@@ -85,6 +85,24 @@ def test_order_does_not_matter_to_a_comparison() -> None:
 def test_models_that_heard_different_utterances_are_not_compared() -> None:
     with pytest.raises(ValueError, match="did not hear the same utterances: 2 and 1, 1 of the first"):
         compare([heard("1", "a", "a"), heard("2", "a", "a")], [heard("1", "a", "a")])
+
+
+def test_two_references_of_one_utterance_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="1 has two references"):
+        compare([heard("1", "a b", "a")], [heard("1", "a c", "a")])
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    paths = [Path("/data/a/x/1.wav"), Path("/data/b/x/1.wav")]
+    assert names_of(paths) == ["a/x/1.wav", "b/x/1.wav"]
+    assert names_of(paths[:1]) == ["x/1.wav"]
+    with pytest.raises(ValueError, match="one audio file twice"):
+        names_of([paths[0], paths[0]])
+
+
+def test_without_a_word_there_is_no_error_rate() -> None:
+    with pytest.raises(ValueError, match="hold no word"):
+        summarize([heard("1", "", "a")])
 
 
 def test_what_was_heard_survives_a_file(tmp_path: Path) -> None:

@@ -19,8 +19,16 @@ def test_every_candidate_hears_every_sound_in_every_round() -> None:
     assert (seconds > 0).all()
     for name in candidates:
         assert calls.count((name, 3)) == calls.count((name, 5)) == 4  # a warm-up and three rounds
-    firsts = [calls[turn * 6][0] for turn in range(4)]
-    assert len(set(firsts)) == 3  # nobody always goes first
+
+
+def test_nobody_always_follows_the_same_neighbour() -> None:
+    order: list[str] = []
+    candidates = {name: (lambda sound, name=name: order.append(name)) for name in ("a", "b", "c", "d")}
+    race(candidates, [np.zeros((3, 2), np.float32)], rounds=19)
+    rounds = [order[start : start + 4] for start in range(0, 80, 4)]
+    for name in candidates:
+        before = {turn[turn.index(name) - 1] for turn in rounds if turn.index(name)}
+        assert before == set(candidates) - {name}
 
 
 def test_ratios_are_of_the_same_round() -> None:

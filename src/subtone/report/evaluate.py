@@ -58,18 +58,30 @@ class Heard:
 def evaluate(
     recognizer: Recognizer, utterances: Sequence[Utterance], progress: Progress | None = None
 ) -> list[Heard]:
-    """Every utterance heard once, in order; references in the labels the model can spell."""
+    """Every utterance heard once, in order; references in the labels the model can spell.
+
+    ValueError at a text with digits that the labels lack: dropping them would change what is right.
+    """
     heard = []
+    names = names_of([utterance.audio_path for utterance in utterances])
     for index, utterance in enumerate(utterances):
+        lost = {character for character in utterance.text if character.isdigit()} - {
+            *recognizer.tokenizer.labels
+        }
+        if lost:
+            raise ValueError(
+                f"{utterance.audio_path}: text={utterance.text!r:.60} holds digits, which the model cannot spell; "
+                "write numbers out in the manifest"
+            )
         samples = read_audio(utterance.audio_path, recognizer.front_end.rate_hz)
         start = time.perf_counter()
         hypothesis = recognizer.hear(samples)
         seconds = time.perf_counter() - start
         heard.append(
             Heard(
-                audio="/".join(utterance.audio_path.parts[-2:]),
+                audio=names[index],
                 speaker=utterance.speaker,
-                duration_s=utterance.duration_s,
+                duration_s=len(samples) / recognizer.front_end.rate_hz,
                 reference=recognizer.tokenizer.normalize(utterance.text),
                 hypothesis=hypothesis,
                 seconds=seconds,
@@ -80,10 +92,29 @@ def evaluate(
     return heard
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Each path's last parts, two or as many as it takes to tell all apart: the same on every machine.
+
+    >>> names_of([Path("/x/a/1.wav"), Path("/x/b/1.wav")])
+    ['a/1.wav', 'b/1.wav']
+    """
+    deepest = max((len(path.parts) for path in paths), default=2)
+    for count in range(2, deepest + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("the manifest names one audio file twice; every utterance needs a file of its own")
+
+
 def summarize(heard: Sequence[Heard]) -> dict[str, Any]:
-    """The numbers of one model: WER in percent with its interval, errors by kind, times, memory."""
+    """The numbers of one model: WER in percent with its interval, errors by kind, times, memory.
+
+    ValueError where nothing was said: without words there is no word error rate.
+    """
     errors = [item.errors for item in heard]
     total = sum(errors, WordErrors())
+    if not total.words:
+        raise ValueError("the references hold no word; a word error rate needs texts in the manifest")
     duration_s = sum(item.duration_s for item in heard)
     seconds = np.array([item.seconds for item in heard])
     low, high = interval(
@@ -169,12 +200,19 @@ def save_heard(path: Path, heard: Iterable[Heard]) -> None:
 
 def load_heard(path: Path) -> list[Heard]:
     """What `save_heard` wrote; ValueError names the first line that is not of it."""
+    kinds = {
+        field.name: (int, float) if field.type == "float" else (str,) for field in dataclasses.fields(Heard)
+    }
     heard = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            heard.append(Heard(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+            item = json.loads(line)
+            is_right = item.keys() == kinds.keys() and all(type(item[name]) in kinds[name] for name in kinds)
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}:{number} is not a line of `subtone evaluate --save`") from error
+        if not is_right or item["duration_s"] <= 0:
+            raise ValueError(f"{path}:{number} is not a line of `subtone evaluate --save`")
+        heard.append(Heard(**item))
     if not heard:
         raise ValueError(f"{path} holds no utterance")
     return heard
@@ -186,7 +224,13 @@ def _pair(before: Sequence[Heard], after: Sequence[Heard]) -> list[tuple[Heard, 
     if missing or len(before) != len(after):
         example = f", the first is {missing[0]}" if missing else ""
         raise ValueError(
-            f"the two did not hear the same utterances: {len(before)} and {len(after)}, {len(missing)} of the first are not in the second{example}; "
-            "evaluate both on one manifest with one --limit"
+            f"the two did not hear the same utterances: {len(before)} and {len(after)}, {len(missing)} of the "
+            f"first are not in the second{example}; evaluate both on one manifest with one --limit"
         )
-    return [(item, second[item.audio]) for item in before]
+    pairs = [(item, second[item.audio]) for item in before]
+    for first, other in pairs:
+        if first.reference != other.reference:
+            raise ValueError(
+                f"{first.audio} has two references, {first.reference!r:.60} and {other.reference!r:.60}"
+            )
+    return pairs

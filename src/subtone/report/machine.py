@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from subtone.runtime.engine import available_isas
 def machine() -> dict[str, Any]:
     """Processor, cores, instruction sets, versions and commit, for a file of results."""
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
         "isas": list(available_isas()),
         "cores": len(os.sched_getaffinity(0)),

@@ -22,6 +22,7 @@ from subtone.runtime.session import Session
 from subtone.speech.audio import read_audio
 from subtone.speech.data import read_manifest, spread
 
+ORDER_SEED = 7
 Run = Callable[[NDArray[np.float32]], Any]
 """Takes features (T, F) of one utterance."""
 
@@ -33,12 +34,16 @@ def race(
     rounds: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
-    """Seconds (rounds, candidates) for all `sounds`, after one warm-up round that is not counted."""
+    """Seconds (rounds, candidates) for all `sounds`, after one warm-up round that is not counted.
+
+    Each round has an order of its own, drawn from one seed, so that nobody always follows the same
+    neighbour, whose threads may still spin.
+    """
     names = list(candidates)
+    random = np.random.default_rng(ORDER_SEED)
     seconds = np.zeros((rounds + 1, len(names)))
     for turn in range(rounds + 1):
-        for place in range(len(names)):
-            index = (place + turn) % len(names)  # nobody always follows the same neighbour
+        for index in random.permutation(len(names)):
             start = time.perf_counter()
             for sound in sounds:
                 candidates[names[index]](sound)
