@@ -10,6 +10,7 @@ import difflib
 from subtone.models.checkpoints import Quantization
 from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
+from subtone.quantize.gq import GQ
 from subtone.quantize.linear import Linear, quantize_weight
 from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.native import Native
@@ -17,6 +18,7 @@ from subtone.quantize.rules import Recipe, Rule, Settings, assign
 from subtone.quantize.weights import quantizable_weights, weight_kind
 
 METHODS: dict[str, type[Method]] = {
+    "gq": GQ,
     "linear": Linear,
     "native": Native,
 }
