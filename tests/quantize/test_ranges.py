@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tests.reference.clip_search import clip_search
+from tests.reference.octav import octav as octav_loop
 
 from subtone import numerics
-from subtone.quantize import Settings, quantize_weight
+from subtone.quantize import Settings, quantize_weight, ranges
 from subtone.quantize.grids import cells_of
-from subtone.quantize.ranges import absmax, clip_candidates, fit_grid, percentile
+from subtone.quantize.ranges import absmax, clip_candidates, fit_grid, fit_range, octav, percentile
 
 
 def heavy_tailed(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -181,6 +182,85 @@ def test_the_search_measures_the_grid_as_it_is_stored():
         totals.append(np.abs(difference).sum(-1, dtype=np.float64))
     difference = flat.numpy() - quantize_weight(flat, chosen).dequantize()
     assert np.array_equal(np.abs(difference).reshape(16, 4, 16).sum(-1, dtype=np.float64), np.min(totals, 0))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64 * 11 * 3, 2**26])
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+def test_the_search_finds_the_same_in_blocks_of_any_size(monkeypatch, grid, at_once):
+    flat = heavy_tailed(10, 64, seed=3)
+    shape = {"bits": 3, "grid": grid, "granularity": "group", "group_size": 16, "range": "clip_search"}
+    expected = fit_range(flat, Settings(**shape), group_count=4)
+    monkeypatch.setitem(ranges.SEARCHED_AT_ONCE, "cpu", at_once)
+    found = fit_range(flat, Settings(**shape), group_count=4)
+    assert all(torch.equal(*parts) for parts in zip(found.grid, expected.grid, strict=True))
+    assert all(torch.equal(*parts) for parts in zip(found[1:], expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+def test_a_fit_says_the_range_that_its_grid_covers(grid):
+    """The grid of bits b is the range `factor * low` to `factor * high` in equal steps."""
+    flat, bits = heavy_tailed(6, 40), 3
+    found = fit_range(flat, Settings(bits=bits, grid=grid, range="clip_search"))
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    if grid == "symmetric":
+        high = torch.maximum(high, -low)
+        low = -high
+    assert torch.equal(found.low, low)
+    assert torch.equal(found.high, high)
+    assert {round(factor, 2) for factor in found.factor.flatten().tolist()} <= set(
+        clip_candidates(Settings(bits=bits, range="clip_search"))
+    )
+    lowest = 1 if grid == "symmetric" else 0
+    ends = [found.grid.scale * (code - found.grid.zero_point) for code in (lowest, 2**bits - 1)]
+    torch.testing.assert_close(ends, [found.factor * low, found.factor * high])
+
+
+def test_a_scale_beyond_float16_is_not_chosen_where_a_clipped_one_fits():
+    """70000 and 0.95 * 70000 exceed float16; 0.9 * 70000 is 63008 in it."""
+    flat = torch.tensor([[70000.0, 1.0, 1.0, 1.0]])
+    chosen = Settings(bits=2, granularity="group", group_size=2, range="clip_search", clip_low=0.9)
+    assert fit_grid(flat, chosen, group_count=2).scale.tolist() == [[63008.0, 1.0]]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_octav_equals_the_loop_of_its_formula(bits):
+    magnitudes = heavy_tailed(5, 2, 90, seed=bits).abs()
+    magnitudes[0, 0] = 0.3
+    magnitudes[1, 0] = 0
+    magnitudes[2, 0, 1:] = 0
+    found = octav(magnitudes, bits)
+    expected = [[octav_loop(cell.tolist(), bits) for cell in row] for row in magnitudes]
+    # Both are sums in double precision, in orders of their own, rounded to float32 once.
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1.2e-7, atol=0)
+
+
+def test_octav_leaves_equal_magnitudes_exact():
+    weight = torch.tensor([[0.3, -0.3, 0.3, -0.3], [0.0, 0.0, 0.0, 0.0]])
+    found = fit_grid(weight, Settings(bits=4, range="octav"))
+    assert torch.equal(found.scale, fit_grid(weight, Settings(bits=4)).scale)
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_octav_lowers_the_squared_error_of_heavy_tails(bits, grid):
+    """And clip search, which measures what OCTAV predicts, is at least as good."""
+    weight, rows = heavy_tailed(8, 500), (8, 1)
+    totals = [
+        error_of(weight, Settings(bits=bits, grid=grid, **chosen), rows, 2).sum()
+        for chosen in (
+            {"range": "clip_search", "error": "mse", "clip_low": 0.02, "clip_step": 0.02},
+            {"range": "octav"},
+            {},
+        )
+    ]
+    assert totals[0] <= totals[1] < 0.98 * totals[2]
+
+
+def test_an_asymmetric_octav_clips_about_the_mean_and_never_beyond_the_range():
+    flat = torch.cat((torch.full((1, 50), 2.0), torch.full((1, 49), 2.25), torch.tensor([[9.0]])), dim=1)
+    found = fit_range(flat, Settings(bits=4, grid="asymmetric", range="octav"))
+    assert found.low.item() == 2.0
+    assert 2.25 < found.high.item() < 9.0
 
 
 def test_an_empty_weight_is_refused():

@@ -160,7 +160,7 @@ def test_settings_are_frozen():
         ("bits = 4\ngroup_size = 64", "group_size=64 has no effect without granularity='group'"),
         ("bits = 4\ngranularity = 'group'", "granularity='group' needs group_size; give it"),
         ("bits = 4\ngranularity = 'group'\ngroup_size = 0", "group_size=0 must be at least 1; 64 is usual"),
-        ("bits = 4\nrange = 'minmax'", "range='minmax' does not fit grid='symmetric'; use 'absmax', 'percentile' or"),
+        ("bits = 4\nrange = 'minmax'", "range='minmax' does not fit grid='symmetric'; use 'absmax', 'percentile',"),
         ("bits = 4\ngrid = 'asymmetric'\nrange = 'absmax'", "range='absmax' does not fit grid='asymmetric'"),
         ("bits = 4\ngrid = 'codebook'\nrange = 'clip_search'", "does not fit grid='codebook'; use 'absmax' or"),
         (

@@ -49,8 +49,8 @@ from subtone.quantize.weights import (
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 RANGES_OF_GRID = {
-    "symmetric": ("absmax", "percentile", "clip_search"),
-    "asymmetric": ("minmax", "percentile", "clip_search"),
+    "symmetric": ("absmax", "percentile", "clip_search", "octav"),
+    "asymmetric": ("minmax", "percentile", "clip_search", "octav"),
     "codebook": ("absmax", "percentile"),
 }
 """Ranges that fit each grid; the first is the default."""
@@ -65,7 +65,7 @@ class Settings(pydantic.BaseModel):
     * `grid`: "symmetric" (1 bit: plus and minus the mean magnitude), "asymmetric", "codebook".
     * `granularity`: one scale per "tensor", "channel", or "group" of `group_size` inputs.
     * `range`: "absmax" (symmetric, codebook), "minmax" (asymmetric), "percentile" (of magnitudes;
-      asymmetric: of both ends), "clip_search" (uniform grids).
+      asymmetric: of both ends), "clip_search", "octav" (uniform grids; ranges.py says what they do).
     * `bias_correction`: shift each output by what rounding took from its mean (needs calibration).
     * `activations`: "float", or "dynamic" with `activation_bits` for weights that meet one frame at
       a time; a kernel that spans frames keeps float activations (docs/numerics.md, section 3).
@@ -80,7 +80,7 @@ class Settings(pydantic.BaseModel):
     grid: Literal["symmetric", "asymmetric", "codebook"] = "symmetric"
     granularity: Literal["tensor", "channel", "group"] = "channel"
     group_size: int | None = None
-    range: Literal["absmax", "minmax", "percentile", "clip_search"] | None = None
+    range: Literal["absmax", "minmax", "percentile", "clip_search", "octav"] | None = None
     percentile: float | None = None
     clip_low: float | None = None
     clip_high: float | None = None
