@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,26 @@ def test_success_replaces_a_file_and_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text() == "new"
     assert leftovers(tmp_path / "folder") == ["new"]
     assert leftovers(tmp_path) == ["a.txt", "folder"]
+
+
+def test_a_folder_whose_exchange_fails_half_way_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    real, calls = os.replace, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OSError, match="nothing was written"), replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+    assert leftovers(tmp_path / "folder") == ["old"]
+    assert leftovers(tmp_path) == ["folder"]
 
 
 def test_a_folder_that_failed_leaves_the_old_one(tmp_path: Path) -> None:

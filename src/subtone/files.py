@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -22,22 +23,36 @@ def replacing(path: Path | str) -> Iterator[Path]:
     beside = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield beside
-        _sync(beside)
+        for written in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
+            _sync(written)
         if beside.is_dir() and target.is_dir():
-            shutil.rmtree(target)
-        os.replace(beside, target)
+            _exchange_folders(beside, target)
+        else:
+            os.replace(beside, target)
         _sync(target.parent)
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}; nothing was written, what was there before is unchanged",
-            str(path),
-        ) from error
+        reason = f"{error.strerror or error}; nothing was written, what was there before is unchanged"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+def _exchange_folders(new: Path, target: Path) -> None:
+    """`new` under the name of `target`, whose old folder goes only when that has succeeded.
+
+    Two renames, since none exchanges folders everywhere: if the second fails, the first is undone.
+    """
+    aside = new.with_suffix(".old")
+    os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
+    shutil.rmtree(aside)
 
 
 def _sync(path: Path) -> None:

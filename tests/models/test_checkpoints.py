@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 import yaml
 
@@ -121,7 +123,26 @@ def test_saving_replaces_a_checkpoint_but_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_text("dear")
     with pytest.raises(ValueError, match="exists and is not a checkpoint"):
         save_checkpoint(tmp_path / "photos", checkpoint())
+    (tmp_path / "photos" / "config.json").write_text('{"format": "of somebody else"}')
+    with pytest.raises(ValueError, match="exists and is not a checkpoint"):
+        save_checkpoint(tmp_path / "photos", checkpoint())
     assert (tmp_path / "photos" / "a.jpg").read_text() == "dear"
+    (tmp_path / "float" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not a checkpoint"):
+        save_checkpoint(tmp_path / "float", checkpoint())
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(tmp_path / "empty", checkpoint())
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / "float", checkpoint())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_hears(tmp_path: Path) -> None:
@@ -151,6 +172,11 @@ DAMAGES = {
     "other blocks": (
         lambda folder: damage_config(folder, model=QuartzNetConfig(blocks=CONFIG.blocks[:1]).to_json()),
         "is not a whole checkpoint: RuntimeError",
+    ),
+    "model of another type": (lambda folder: damage_config(folder, model=3), "is not a whole checkpoint"),
+    "shape of another type": (
+        lambda folder: damage_config(folder, quantized={"head.weight": {"shape": None, "bits": 4}}),
+        "is not a whole checkpoint",
     ),
     "no tokenizer": (lambda folder: damage_config(folder, tokenizer={}), "tokenizer"),
     "lost codes": (

@@ -93,10 +93,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
-    """Write the folder `path`, whole or not at all; a checkpoint already there is replaced."""
+    """Write the folder `path`, whole or not at all; a checkpoint already there is replaced.
+
+    Raises:
+        ValueError: `path` holds something else (`check_can_save`).
+        OSError: it cannot be written, as on a full disk.
+    """
     path = Path(path)
-    if path.exists() and not (path / CONFIG_FILE).is_file():
-        raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
+    check_can_save(path)
     quantization = checkpoint.quantization
     state = {name: value.contiguous() for name, value in checkpoint.network.state_dict().items()}
     document: dict[str, Any] = {
@@ -116,8 +120,25 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
             state[f"{name}.bias_shift"] = torch.from_numpy(shift)
     with replacing(path) as beside:
         beside.mkdir()
-        safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
+        try:
+            safetensors.torch.save_file(state, beside / WEIGHTS_FILE)
+        except safetensors.SafetensorError as error:  # its own name for what the disk said
+            raise OSError(str(error)) from error
         (beside / CONFIG_FILE).write_text(json.dumps(document, indent=1))
+
+
+def check_can_save(path: Path) -> None:
+    """ValueError unless `path` is free, an empty folder, or a checkpoint of ours and nothing else."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    contents = {item.name for item in path.iterdir()} if path.is_dir() else set()
+    if contents == {CONFIG_FILE, WEIGHTS_FILE}:
+        try:
+            _read_config(path)
+        except ValueError:
+            contents = set()
+    if contents != {CONFIG_FILE, WEIGHTS_FILE}:
+        raise ValueError(f"{path} exists and is not a checkpoint; choose another folder")
 
 
 def _load_folder(path: Path) -> Checkpoint:
@@ -141,7 +162,7 @@ def _load_folder(path: Path) -> Checkpoint:
             tokenizer=CharTokenizer.from_json(document["tokenizer"]),
             quantization=quantization,
         )
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         summary = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: {summary}") from error
 
