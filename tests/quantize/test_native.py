@@ -259,13 +259,13 @@ def test_a_module_that_is_not_trained_is_heard_as_it_will_be_stored():
     model, method = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), native()
     model[0].requires_grad_(False)
     method.attach(model)
-    before = model[0].parametrizations.weight.original.clone()
+    before = method.weights["0.weight"].parameter.clone()
     model(torch.randn(3, 6)).sum().backward()
     assert torch.equal(method.weights["0.weight"].parameter, before)
     assert torch.equal(
         model[0].weight, torch.from_numpy(method.freeze(model).weights["0.weight"].dequantize())
     )
-    assert model[1].parametrizations.weight.original.grad is not None
+    assert method.weights["1.weight"].parameter.grad is not None
 
 
 def test_a_weight_of_zeros_trains():

@@ -121,9 +121,40 @@ def test_a_tied_weight_is_seen_in_every_module_and_stays_tied():
     assert model.head.weight is model.embed.weight
 
 
-def test_a_call_that_fails_leaves_nothing_cached():
+def test_a_call_that_fails_leaves_nothing_remembered():
     model = made("linear")
     halved(model)
     with pytest.raises(RuntimeError):
         model(torch.ones(2, 5))
-    assert torch.nn.utils.parametrize._cache_enabled == 0
+    with torch.no_grad():
+        model[0]._parameters["weight"].fill_(3.0)
+    assert (model[0].weight == 1.5).all()
+
+
+def test_a_function_that_fails_does_not_uncover_the_parameter():
+    model = nn.Linear(3, 3)
+    Parametrized(model, quantizable_weights(model), {"weight": lambda weight: weight.no_such_thing})
+    with pytest.raises(RuntimeError, match=r"the function of weight failed: .*no_such_thing"):
+        model(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_order_and_gradient_hooks_of_parameters_stay(name):
+    """The hooks are DDP's: it averages a gradient when its accumulator has run."""
+    model, seen = made(name), []
+    accumulators = [weight.view_as(weight).grad_fn.next_functions[0][0] for weight in model.parameters()]
+    names = [name for name, _ in model.named_parameters()]
+    for path, accumulator in zip(names, accumulators, strict=True):
+        accumulator.register_hook(lambda *_, path=path: seen.append(path))
+    halved(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(quantizable_weights(model)) == list(quantizable_weights(made(name)))
+    output_of(model, name).sum().backward()
+    assert sorted(seen) == sorted(names)
+
+
+def test_functions_over_functions_are_refused():
+    model = nn.Linear(3, 3)
+    halved(model)
+    with pytest.raises(ValueError, match="Linear is seen through functions already; detach them first"):
+        halved(model)

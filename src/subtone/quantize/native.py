@@ -173,11 +173,11 @@ def _check_settings(of: Settings, *, where: str) -> None:
 
 
 def _integer_forward(name: str, of: Settings, path: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The forward pass of a Linear or pointwise Conv1d on integers, its parameter `name` parametrized."""
+    """The forward pass of a Linear or pointwise Conv1d on integers, of its float parameter `name`."""
 
     def forward(module: Any, features: Tensor) -> Tensor:
         axis = _channel_axis(module)
-        weight = module.parametrizations[name].original
+        weight = module._parameters[name]
         product = integer_product(features, weight, of, channel_axis=axis, name=path)
         if module.bias is not None:
             product = product + (module.bias if axis == -1 else module.bias[:, None])

@@ -1,24 +1,22 @@
 """Weights that the forward pass sees through a function, hung into a model and taken out again.
 
-`torch.nn.utils.parametrize` does the work: `module.weight` becomes `function(parameter)` wherever it
-is read, in any module, and the parameter stays the object that an optimizer holds. Three of its
-traps are shut here:
+`module.weight` becomes `function(parameter)` wherever it is read, in any module, by a property on the
+module's class. The parameter itself stays where it was, so that optimizers, checkpoints, `.to()` and
+DDP notice nothing, before or after they have seen the model: names, order and objects are the same.
 
-* LSTM and attention read each weight several times a forward pass; within one call of a module the
-  function is computed once.
-* `state_dict` keeps the names of the plain model (`conv.weight`), so a checkpoint taken in the
-  middle of a run fits a model to which nothing is attached, and the other way round.
-* Taken out, a module has its class, its parameters in their order, and can be copied (an LSTM keeps
-  tensors of the last forward pass otherwise).
+`torch.nn.utils.parametrize` was used first and given up (torch 2.13): registering calls `set_` on the
+parameter, which drops the hooks by which DDP averages its gradient, in silence; it renames entries of
+`state_dict`, reorders parameters, and an LSTM or attention computes each weight up to three times a
+forward pass. Here a weight is computed once within one call of its module.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from subtone.quantize.weights import Weight, holders_of
@@ -26,38 +24,29 @@ from subtone.quantize.weights import Weight, holders_of
 Function = Callable[[Tensor], Tensor]
 """A weight in its own shape -> what the forward pass sees in its place, with a gradient."""
 
-
-class _Seen(nn.Module):
-    """What `register_parametrization` wants: a module without parameters around the function."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return self.function(weight)
+HOLD = "_subtone_hold"
 
 
-class _Once:
-    """Hooks around a module's call within which each of its weights is computed once."""
+@dataclasses.dataclass
+class _Hold:
+    """What stands in a module's `__dict__` while its weights are seen through functions.
 
-    def __init__(self) -> None:
-        self._entered: list[Any] = []
+    * `functions`: parameter's name -> function.
+    * `calls`: how deep the module's own calls are nested; 0 outside of them.
+    * `computed`: parameter's name -> what the running call has computed of it.
+    """
 
-    def enter(self, module: nn.Module, inputs: object) -> None:
-        cached = parametrize.cached()
-        cached.__enter__()
-        self._entered.append(cached)
-
-    def leave(self, module: nn.Module, inputs: object, output: object) -> None:
-        self._entered.pop().__exit__(None, None, None)
+    functions: dict[str, Function] = dataclasses.field(default_factory=dict)
+    calls: int = 0
+    computed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Parametrized:
     """The hold on a model's weights: `functions` are in place until `detach`.
 
-    A parameter that several modules share is seen through its function in each of them and stays
-    one parameter.
+    A parameter that several modules share is seen through its function in each of them and stays one
+    parameter. `module._parameters[name]` is the parameter itself while `module.weight` is not. An LSTM
+    cannot be copied meanwhile, because it takes its weights along as it sees them.
 
     Args:
         model: where the modules that hold the parameters are looked for.
@@ -69,46 +58,67 @@ class Parametrized:
         self, model: nn.Module, weights: Mapping[str, Weight], functions: Mapping[str, Function]
     ) -> None:
         self._handles: list[RemovableHandle] = []
-        self._held: dict[nn.Module, list[str]] = {}
-        """Module -> its parameters' names in order."""
-        self._names: dict[nn.Module, list[str]] = {}
-        """Module -> those that are seen through a function."""
+        self._classes: dict[nn.Module, type[nn.Module]] = {}
+        """Module -> its class before."""
+        found: dict[nn.Module, dict[str, Function]] = {}
         for path, function in functions.items():
             for module, name in holders_of(model, weights[path].parameter):
-                if module not in self._held:
-                    self._held[module] = list(module._parameters)
-                    self._hook(module)
-                self._names.setdefault(module, []).append(name)
-                parametrize.register_parametrization(module, name, _Seen(function))
-
-    def _hook(self, module: nn.Module) -> None:
-        names = self._names.setdefault(module, [])
-        once = _Once()
-
-        def save(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
-            for name in names:
-                state[f"{prefix}{name}"] = state.pop(f"{prefix}parametrizations.{name}.original")
-
-        def load(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-            for name in names:
-                if f"{prefix}{name}" in state:
-                    state[f"{prefix}parametrizations.{name}.original"] = state.pop(f"{prefix}{name}")
-
-        self._handles += [
-            module.register_forward_pre_hook(once.enter),
-            module.register_forward_hook(once.leave, always_call=True),
-            module.register_state_dict_post_hook(save),
-            module.register_load_state_dict_pre_hook(load),
-        ]
+                found.setdefault(module, {})[name] = function
+        for module, of in found.items():
+            if HOLD in vars(module):
+                raise ValueError(
+                    f"{type(module).__name__} is seen through functions already; detach them first"
+                )
+            self._classes[module] = type(module)
+            vars(module)[HOLD] = _Hold(functions=of)
+            module.__class__ = _class_with_properties(type(module), list(of))
+            self._handles += [
+                module.register_forward_pre_hook(_enter),
+                module.register_forward_hook(_leave, always_call=True),
+            ]
 
     def detach(self) -> None:
         """Plain modules again, with the parameters as training left them."""
         for handle in self._handles:
             handle.remove()
-        for module, order in self._held.items():
-            for name in self._names[module]:
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-                setattr(module, name, module._parameters[name])  # an LSTM lists its weights a second time
-            for name in order:
-                module._parameters[name] = module._parameters.pop(name)
-        self._handles, self._held, self._names = [], {}, {}
+        for module, plain in self._classes.items():
+            hold = vars(module).pop(HOLD)
+            module.__class__ = plain
+            for name in hold.functions:
+                setattr(module, name, module._parameters[name])  # an LSTM lists what it saw last
+        self._handles, self._classes = [], {}
+
+
+def _class_with_properties(plain: type[nn.Module], names: list[str]) -> type[nn.Module]:
+    """A subclass that differs from `plain` in what `names` give only, and is called the same."""
+    properties = {name: property(_reader(name)) for name in names}
+    return type(plain.__name__, (plain,), {**properties, "__module__": plain.__module__})
+
+
+def _reader(name: str) -> Callable[[Any], Tensor]:
+    def read(module: nn.Module) -> Tensor:
+        hold: _Hold = vars(module)[HOLD]
+        if name in hold.computed:
+            return hold.computed[name]
+        parameter = module._parameters[name]
+        assert parameter is not None
+        try:
+            value = hold.functions[name](parameter)
+        except AttributeError as error:  # would make torch look for the parameter, and find it
+            raise RuntimeError(f"the function of {name} failed: {error}") from error
+        if hold.calls:
+            hold.computed[name] = value
+        return value
+
+    return read
+
+
+def _enter(module: nn.Module, inputs: object) -> None:
+    vars(module)[HOLD].calls += 1
+
+
+def _leave(module: nn.Module, inputs: object, output: object) -> None:
+    hold: _Hold = vars(module)[HOLD]
+    hold.calls -= 1
+    if not hold.calls:
+        hold.computed.clear()
