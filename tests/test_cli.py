@@ -34,7 +34,7 @@ def subtone(*arguments: object, check: bool = True) -> subprocess.CompletedProce
 def complaint(*arguments: object) -> tuple[int, str]:
     """(exit code, the one line) of a command that must fail."""
     done = subtone(*arguments, check=False)
-    lines = done.stderr.strip().splitlines()
+    lines = done.stderr.splitlines()
     assert done.returncode in (1, 2)
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("subtone: ")
@@ -113,12 +113,16 @@ def test_saved_words_can_be_compared_without_the_model(workplace: Path, tmp_path
     for name in ("float", "q8.subtone"):
         subtone("evaluate", workplace / name, workplace, "--save", tmp_path / f"{name}.jsonl")
     saved = [tmp_path / f"{name}.jsonl" for name in ("float", "q8.subtone")]
-    first = json.loads(subtone("compare", *saved, workplace, "--json").stdout)
+    first = json.loads(subtone("compare", *saved, "--json").stdout)
     second = json.loads(
         subtone("compare", workplace / "float", workplace / "q8.subtone", workplace, "--json").stdout
     )
     assert first["wer_percent"] == second["wer_percent"]
     assert first["changed"] == second["changed"]
+    mixed = json.loads(subtone("compare", saved[0], workplace / "q8.subtone", workplace, "--json").stdout)
+    assert mixed["changed"] == second["changed"]
+    assert "leave out MANIFEST" in complaint("compare", *saved, workplace)[1]
+    assert "needs a MANIFEST" in complaint("compare", saved[0], workplace / "q8.subtone")[1]
 
 
 def test_tables_are_for_people(workplace: Path) -> None:
@@ -225,6 +229,17 @@ def test_wrong_paths_get_one_line(workplace: Path, tmp_path: Path) -> None:
         "exists and is not a checkpoint"
         in complaint("quantize", workplace / "float", W8, "--out", workplace)[1]
     )
+    assert (
+        "is the float checkpoint itself"
+        in complaint("quantize", workplace / "float", W8, "--out", workplace / "float")[1]
+    )
+    assert (
+        "hears nothing"
+        in complaint(
+            "quantize", workplace / "float", W8, "--out", tmp_path / "x", "--calibration", workplace
+        )[1]
+    )
+    assert "does not exist" in complaint("transcribe", tmp_path / "gone.subtone", workplace / "0.wav")[1]
     assert "already quantized" in complaint("quantize", workplace / "q8", W8, "--out", tmp_path / "x")[1]
     assert (
         ".jsonl"

@@ -80,14 +80,14 @@ def main() -> None:
 def progress_bar(label: str) -> Iterator[Any]:
     """A callback (done, total) that moves a bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=log, transient=True) as bar:
+    with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(document: Any, *, as_json: bool, table: Any) -> None:
     if as_json:
-        json.dump(document, sys.stdout, indent=1)
+        json.dump(document, sys.stdout, indent=1, allow_nan=False)
         print()
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
@@ -95,6 +95,8 @@ def _show(document: Any, *, as_json: bool, table: Any) -> None:
 
 def _recognizer(path: Path, threads: int) -> Recognizer:
     """Whatever `path` is: a packed file, or a checkpoint in torch."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a .subtone file, a checkpoint folder or a .nemo file")
     if path.is_dir() or path.suffix == ".nemo":
         import torch
 
@@ -109,16 +111,25 @@ def _recognizer(path: Path, threads: int) -> Recognizer:
 
 
 def _hear_manifest(path: Path, manifest: Path, limit: int | None, threads: int) -> list[Heard]:
-    from subtone.report.evaluate import evaluate, load_heard
+    from subtone.report.evaluate import evaluate
     from subtone.speech.data import read_manifest, spread
+
+    utterances = spread(read_manifest(manifest), limit)
+    recognizer = _recognizer(path, threads)
+    folder = manifest if manifest.is_dir() else manifest.parent
+    with progress_bar(f"{path.name} hears {folder.resolve().name}") as move:
+        return evaluate(recognizer, utterances, move)
+
+
+def _heard(path: Path, manifest: Path | None, limit: int | None, threads: int) -> list[Heard]:
+    """What a model hears of the manifest, or what a file says it heard."""
+    from subtone.report.evaluate import load_heard
 
     if path.suffix == ".jsonl":
         return load_heard(path)
-    utterances = read_manifest(manifest)
-    utterances = spread(utterances, limit) if limit else utterances
-    recognizer = _recognizer(path, threads)
-    with progress_bar(f"{path.name} hears {manifest.parent.name or manifest.name}") as move:
-        return evaluate(recognizer, utterances, move)
+    if manifest is None:
+        raise ValueError(f"{path} is a model, which needs a MANIFEST to hear; add it behind A and B")
+    return _hear_manifest(path, manifest, limit, threads)
 
 
 @app.command()
@@ -174,10 +185,11 @@ def train(
 
     Example: subtone train recipes/train-demo.toml --train corpus/train --dev corpus/dev --out float/
     """
-    from subtone.models.checkpoints import save_checkpoint
+    from subtone.models.checkpoints import check_can_save, save_checkpoint
     from subtone.speech.data import read_manifest
     from subtone.train import TrainSettings, fit
 
+    check_can_save(out)
     settings = TrainSettings.load(recipe)
     with progress_bar(f"training {settings.model}") as move:
         fitted = fit(
@@ -205,15 +217,23 @@ def quantize(
 
     Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
     """
-    from subtone.models.checkpoints import load_checkpoint, save_checkpoint
+    from subtone.models.checkpoints import check_can_save, load_checkpoint, save_checkpoint
     from subtone.quantize.apply import quantize_checkpoint
     from subtone.quantize.rules import Recipe
     from subtone.speech.data import read_manifest, spread
 
+    if out.resolve() == checkpoint.resolve():
+        raise ValueError(f"out={out} is the float checkpoint itself; choose another folder")
+    check_can_save(out)
     settings = Recipe.load(recipe)
+    if calibration and not any(rule.settings.bias_correction for rule in settings.rules):
+        raise ValueError(
+            f"recipe {settings.name} hears nothing; leave out --calibration, or set bias_correction = true"
+        )
+    if limit and not calibration:
+        raise ValueError(f"limit={limit} has no effect without --calibration; leave it out")
     source = load_checkpoint(checkpoint)
-    utterances = read_manifest(calibration) if calibration else []
-    utterances = spread(utterances, limit) if limit else utterances
+    utterances = spread(read_manifest(calibration), limit) if calibration else []
     with progress_bar("quantizing") as move:
         result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)
     save_checkpoint(out, result)
@@ -236,7 +256,16 @@ def pack(
 
     if file.suffix != ".subtone":
         raise ValueError(f"file={file} must end in .subtone")
-    write_packed(file, package(load_checkpoint(checkpoint), name=checkpoint.name))
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(f"file={file} is a folder or lies in none; give a file in a folder that exists")
+    with progress_bar(f"packing {checkpoint.name}") as move:
+        move(0, 3)
+        source = load_checkpoint(checkpoint)
+        move(1, 3)
+        model = package(source, name=checkpoint.name)
+        move(2, 3)
+        write_packed(file, model)
+        move(3, 3)
     log.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 
@@ -267,7 +296,9 @@ def transcribe(
     recognizer = _recognizer(file, threads)
     results = []
     for path in audio:
-        results.append({"audio": str(path), "text": recognizer.hear_file(path)})
+        with progress_bar(f"hearing {path.name}") as move:
+            text = recognizer.transcript(path, progress=move).text
+        results.append({"audio": str(path), "text": text})
         if not as_json:
             print(f"{path}: {results[-1]['text']}" if len(audio) > 1 else results[-1]["text"], flush=True)
     if as_json:
@@ -276,9 +307,7 @@ def transcribe(
 
 @app.command()
 def evaluate(
-    file: Annotated[
-        Path, typer.Argument(help="A packed file, a checkpoint folder, a .nemo file, or what --save wrote.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A packed file, a checkpoint folder or a .nemo file.")],
     manifest: Annotated[Path, typer.Argument(help="JSON lines, or the folder that holds manifest.jsonl.")],
     limit: Limit = None,
     save: Annotated[
@@ -310,7 +339,9 @@ def compare(
         Path, typer.Argument(metavar="A", help="A model, or what `subtone evaluate --save` wrote.")
     ],
     after: Annotated[Path, typer.Argument(metavar="B", help="The same, to be compared with A.")],
-    manifest: Annotated[Path, typer.Argument(help="What both hear.")],
+    manifest: Annotated[
+        Path | None, typer.Argument(help="What models hear; files of --save need none.")
+    ] = None,
     limit: Limit = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -322,11 +353,13 @@ def compare(
     from subtone.report.evaluate import compare as compare_heard
     from subtone.report.tables import comparison
 
-    heard = [_hear_manifest(path, manifest, limit, threads) for path in (before, after)]
+    if {before.suffix, after.suffix} == {".jsonl"} and (manifest or limit):
+        raise ValueError("two files of --save are compared as they are; leave out MANIFEST and --limit")
+    heard = [_heard(path, manifest, limit, threads) for path in (before, after)]
     document = {
         "before": str(before),
         "after": str(after),
-        "manifest": str(manifest),
+        "manifest": str(manifest or ""),
         **compare_heard(*heard),
     }
     _show(document, as_json=as_json, table=None if as_json else comparison(document))

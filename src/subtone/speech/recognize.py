@@ -88,11 +88,21 @@ class Recognizer:
         """The words in a sound file of any format, rate and length; AudioError as `audio_blocks`."""
         return self.transcript(path).text
 
-    def transcript(self, path: str | os.PathLike) -> Transcript:
-        """`hear_file` with the duration of what was heard."""
-        return self._hear(audio_blocks(path, self.front_end.rate_hz))
+    def transcript(
+        self, path: str | os.PathLike, *, progress: Callable[[int, int | None], None] | None = None
+    ) -> Transcript:
+        """`hear_file` with the duration of what was heard.
 
-    def _hear(self, blocks: Iterable[NDArray[np.float32]]) -> Transcript:
+        `progress(done, total)` counts seconds of sound after each window; how many there will be is
+        not known beforehand: None.
+        """
+        return self._hear(audio_blocks(path, self.front_end.rate_hz), progress)
+
+    def _hear(
+        self,
+        blocks: Iterable[NDArray[np.float32]],
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> Transcript:
         best, num_samples = np.zeros(0, np.intp), 0
         sizes = {"length": self.window_samples, "overlap": self.overlap_samples, "step": self.step_samples}
         for start, window in cut_windows(blocks, **sizes):
@@ -100,6 +110,8 @@ class Recognizer:
                 best, self._path(window), start // self.step_samples, self.tokenizer.blank_index
             )
             num_samples = start + len(window)
+            if progress:
+                progress(num_samples // self.front_end.rate_hz, None)
         text = self.tokenizer.decode(collapse_ctc(best, self.tokenizer.blank_index))
         return Transcript(text=" ".join(text.split()), duration_s=num_samples / self.front_end.rate_hz)
 
