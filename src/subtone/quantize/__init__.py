@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 
 from subtone.models.checkpoints import Quantization
+from subtone.quantize.acosr import ACosR
 from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
 from subtone.quantize.gq import GQ
@@ -15,12 +16,17 @@ from subtone.quantize.linear import Linear, quantize_weight
 from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.native import Native
 from subtone.quantize.rules import Recipe, Rule, Settings, assign
+from subtone.quantize.s8bqat import S8BQAT
+from subtone.quantize.subchannel import SubChannel
 from subtone.quantize.weights import quantizable_weights, weight_kind
 
 METHODS: dict[str, type[Method]] = {
+    "acosr": ACosR,
     "gq": GQ,
     "linear": Linear,
     "native": Native,
+    "s8bqat": S8BQAT,
+    "subchannel": SubChannel,
 }
 """Method, as a recipe names it -> its class."""
 

@@ -98,7 +98,6 @@ class SubChannel(TrainingMethod):
         for index, rule in enumerate(recipe.rules):
             if not rule.settings.keep_float:
                 _check_settings(rule.settings, self.options, where=f"recipe {recipe.name}: rules[{index}]")
-        self._model: nn.Module | None = None
         self._seen: dict[str, SeenOnGrid] = {}
         self._parametrized: Parametrized | None = None
 
@@ -115,7 +114,7 @@ class SubChannel(TrainingMethod):
                 raise ValueError(
                     f"{path}: a group's scale or zero_point exceeds float16; use one scale a channel for this weight"
                 )
-        self._model, self._seen = model, seen
+        self._seen = seen
         self._parametrized = Parametrized(model, self.weights, seen)
 
     def penalty(self, step: int) -> Tensor | None:
@@ -145,7 +144,7 @@ class SubChannel(TrainingMethod):
         """Plain modules again, with the float weights: not what the forward pass saw, before a freeze."""
         if self._parametrized is not None:
             self._parametrized.detach()
-        self._model, self._seen, self._parametrized = None, {}, None
+        self._seen, self._parametrized = {}, None
         super().detach()
 
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
@@ -153,10 +152,8 @@ class SubChannel(TrainingMethod):
 
         `calibration` is not read: no range comes from data.
         """
-        settings, weights = self.settings, self.weights
-        if model is not self._model:
-            weights = quantizable_weights(model)
-            settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
+        weights = quantizable_weights(model)
+        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
         return Quantization(
             weights={
                 path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()
