@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -281,7 +282,9 @@ def test_ctrl_c_leaves_nothing_half_written(workplace: Path, tmp_path: Path) -> 
         "--num-train",
         "100000",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A suite that was started in the background hands down an ignored SIGINT.
+    hears_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
     deadline = time.monotonic() + 60
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.1)
