@@ -31,8 +31,10 @@ class ACosROptions(pydantic.BaseModel):
     """Settings of the penalty.
 
     * `penalty_weight`: lambda. The penalty is a *sum* over weights, so it does not fade as a model grows,
-      while the gradient of a mean loss does: what counts is lambda pi theta / range, at most, beside
-      the loss's gradient for one weight. S8BQAT's 5e-4 is the default, the only published number.
+      while the gradient of a mean loss does. It pulls at one weight by lambda pi theta / range at
+      most; where that is far above the loss's gradient, every weight is held at the centroid that it
+      happens to be near. On a small problem the best lambda made both about equal. S8BQAT's 5e-4,
+      the only published number, is the default.
     * `warmup_steps`: plain steps before the grids are fitted and the penalty starts; 0 fits them to the
       model as it is attached.
     """

@@ -88,7 +88,7 @@ def fit_regions(positions: NDArray, bits: int, *, max_regions: int) -> Regions:
     weights: milliseconds at 4 bits, 0.1 s at 8.
 
     >>> fit_regions(np.array([-96.0, -60.0, -33.0, 0.0, 15.0, 31.0]), bits=3, max_regions=2).levels.tolist()
-    [-96, -64, -32, 0, 16, 32]
+    [-93, -62, -31, 0, 15, 30]
     """
     errors = _Errors(np.asarray(positions, np.float64).ravel())
     if max_regions < 1:
