@@ -258,6 +258,48 @@ def test_a_parametrized_weight_is_refused() -> None:
         lowered(Toy(WithOperator(conv)).eval())
 
 
+class Tied(nn.Module):
+    """Two Linears that share weight and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.weight, self.second.bias = self.first.weight, self.first.bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(features.transpose(1, 2))))))
+
+
+def test_tied_weights_are_both_packed_in_few_bits() -> None:
+    torch.manual_seed(0)
+    network = Toy(Tied()).eval()
+    name = "body.first.weight"
+    array = network.body.first.weight.detach().numpy().copy()
+    weight = QTensor.on_grid(
+        array, symmetric_grid(np.abs(array).max(1, keepdims=True), 4), 4, is_symmetric=True
+    )
+    shift = np.arange(4, dtype=np.float32)
+    quantization = Quantization(
+        weights={name: weight}, activation_bits={name: 8}, bias_shifts={name: shift}, recipe={}
+    )
+    program, constants = lowered(network, quantization=quantization)
+    tied = [op for op in program.ops if op.weight == name]
+    assert len(tied) == 2
+    assert [op.activation_bits for op in tied] == [8, 8]
+    assert constants[name] is weight
+    expected = network.body.first.bias.detach().numpy() + shift
+    np.testing.assert_allclose(constants[tied[0].bias], expected, rtol=1e-6)
+
+
+def test_a_weight_that_the_network_does_not_use_is_refused() -> None:
+    weight = QTensor.on_grid(
+        np.ones((3, 4), np.float32), symmetric_grid(np.ones((3, 1)), 4), 4, is_symmetric=True
+    )
+    stray = Quantization(weights={"body.gone.weight": weight}, activation_bits={}, bias_shifts={}, recipe={})
+    with pytest.raises(ValueError, match=r"body\.gone\.weight is quantized, but"):
+        lowered(Toy(Tied()).eval(), quantization=stray)
+
+
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="call eval"):
         lowered(quartznet().train())

@@ -268,6 +268,11 @@ def test_a_misspelt_method_suggests_the_nearest():
     unknown = recipe("bits = 4").model_copy(update={"method": "liner"})
     with pytest.raises(ValueError, match="recipe r: method='liner' is not known; did you mean linear"):
         method_of(unknown)
-    for name, method in METHODS.items():
-        found = method_of(recipe("bits = 4").model_copy(update={"method": name}))
-        assert type(found) is method
+    assert type(method_of(recipe("bits = 4"))) is METHODS["linear"]
+
+
+@pytest.mark.parametrize("later", ["bits = 8", 'kinds = ["pointwise"]\nbits = 8'])
+def test_a_rule_behind_one_that_takes_all_is_refused(later: str) -> None:
+    text = f'name = "x"\nmethod = "linear"\n[[rules]]\nbits = 4\n[[rules]]\n{later}'
+    with pytest.raises(ValueError, match="comes too late"):
+        assign(Recipe.from_toml(text), nn.Sequential(nn.Conv1d(4, 4, 1)))

@@ -81,6 +81,25 @@ def test_other_settings_do_not_resume_a_run(whole, parts) -> None:
         fit(whole[0], settings=other, **parts)
 
 
+def test_other_data_do_not_resume_a_run(whole, parts) -> None:
+    with pytest.raises(ValueError, match="learns from other data; choose another folder"):
+        fit(whole[0], settings=SETTINGS, **{**parts, "train": parts["train"][1:]})
+
+
+def test_a_damaged_state_says_how_to_start_over(parts, tmp_path: Path) -> None:
+    (tmp_path / STATE_NAME).write_bytes(b"not a state")
+    with pytest.raises(ValueError, match="is damaged, or of another version; remove it to start over"):
+        fit(tmp_path, settings=SETTINGS, **parts)
+
+
+def test_a_signal_that_ends_training_is_an_error(parts, tmp_path: Path) -> None:
+    def terminate(done: int, total: int) -> None:
+        raise SystemExit(0)  # as Lightning's answer to SIGTERM
+
+    with pytest.raises(OSError, match="ended by a signal; run the same command again"):
+        fit(tmp_path, settings=SETTINGS, **parts, progress=terminate)
+
+
 def test_training_lowers_the_loss_and_the_checkpoint_hears_the_same(parts, tmp_path: Path) -> None:
     one = parts["train"][:2]
     settings = SETTINGS.model_copy(update={"steps": 50, "masks": 0, "learning_rate": 0.01})

@@ -51,6 +51,7 @@ def lower(
     if network.training:
         raise ValueError("the network is in training mode; call eval() before it is exported")
     graph = _Graph(_export(network, num_features), quantization)
+    graph.name_tied(network)
     for node in graph.nodes:
         graph.lower(node)
     ops, constants = graph.ops, graph.constants
@@ -58,6 +59,11 @@ def lower(
     ops = fuse_relu(ops, graph.output)
     ops = rename_values(ops, {graph.input: INPUT, graph.output: OUTPUT})
     used = {name for op in ops for name in constants_of(op).values()}
+    unused = sorted(set(quantization.weights if quantization else ()) - used)
+    if unused:
+        raise ValueError(
+            f"{unused[0]} is quantized, but the exported network does not use it; is it the same network?"
+        )
     program = Program(
         input=INPUT,
         input_width=num_features,
@@ -91,7 +97,7 @@ class _Graph:
         signature = exported.graph_signature
         self.nodes = list(exported.graph.nodes)
         self.paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.tensors = {**exported.state_dict}
+        self.tensors = {**exported.state_dict, **exported.constants}
         self.quantization = quantization
         self.ops: list[Op] = []
         self.constants: dict[str, Constant] = {}
@@ -116,6 +122,16 @@ class _Graph:
                     f"operator {node.target} of {source_of(node)} cannot be packed"
                 )
             lowering(self, node)
+
+    def name_tied(self, network: nn.Module) -> None:
+        """A parameter with several paths goes by the first, as in a quantization, whichever torch chose."""
+        first: dict[int, str] = {}
+        names = {
+            path: first.setdefault(id(parameter), path)
+            for path, parameter in network.named_parameters(remove_duplicate=False)
+        }
+        self.tensors |= {name: self.tensors[path] for path, name in names.items() if path in self.tensors}
+        self.paths = {node: names.get(path, path) for node, path in self.paths.items()}
 
     # What a lowering needs -----------------------------------------------------------------
 
@@ -160,7 +176,7 @@ class _Graph:
         parts = [part for part in (None if node is None else self.array(node), shift) if part is not None]
         if not parts:
             return ""
-        name = f"{weight}.bias" if node is None else self._path(node)
+        name = self._path(node) if node is not None and shift is None else f"{weight}.bias"
         self.constants[name] = np.sum(parts, axis=0, dtype=np.float32)
         return name
 

@@ -307,11 +307,13 @@ def assign(recipe: Recipe, model: nn.Module) -> dict[str, Settings]:
             raise ValueError(f"recipe {recipe.name}: rules[{matching[0]}]: {error}") from error
         assigned[path] = settings
     for index, rule in enumerate(recipe.rules):
-        if rule.pattern == "*" or index in applied:
+        if index in applied:
             continue
         where = f"recipe {recipe.name}: rules[{index}].pattern={rule.pattern!r}"
         if index in matched:
             raise ValueError(f"{where} comes too late: earlier rules take all it matches; move it up")
+        if rule.pattern == "*":
+            continue  # by kind alone, and this model has none of these
         raise ValueError(f"{where} matches no weight of this model{_nearest_path(rule, weights)}")
     return assigned
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +78,8 @@ def fit(
     check_utterances("dev", dev, front_end, tokenizer, frames_per_step, fastest=1.0)
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / STATE_NAME
-    epoch = epoch_to_resume(state, settings) if state.is_file() else 0
+    data = digest_of(train, front_end, tokenizer)
+    epoch = epoch_to_resume(state, settings, data) if state.is_file() else 0
     train_loader, dev_loader = (
         loader(
             cuts_of(utterances, rate_hz=front_end.rate_hz, speeds=speeds),
@@ -87,7 +91,7 @@ def fit(
         )
         for utterances, speeds, is_shuffled in ((train, settings.speeds, True), (dev, (1.0,), False))
     )
-    module = CtcModule(network, tokenizer=tokenizer, settings=settings)
+    module = CtcModule(network, tokenizer=tokenizer, settings=settings, data=data)
     with quiet_lightning(), plain_interrupt():
         trainer = make_trainer(folder, settings, progress)
         ckpt_path = state if state.is_file() else None
@@ -97,20 +101,36 @@ def fit(
     return Fitted(checkpoint=checkpoint, dev_errors=module.errors)
 
 
-def epoch_to_resume(state: Path, settings: TrainSettings) -> int:
+def digest_of(train: Sequence[Utterance], front_end: FrontEnd, tokenizer: CharTokenizer) -> str:
+    """What a run learns from, so that another corpus is not taken for it: who says what in which file
+    of how many bytes, its features and its labels."""
+    facts = [
+        (item.audio_path.name, item.audio_path.stat().st_size, item.text, item.speaker) for item in train
+    ]
+    document = [facts, front_end.to_json(), tokenizer.to_json()]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def epoch_to_resume(state: Path, settings: TrainSettings, data: str) -> int:
     """The epoch after the one at whose end `state` was written; ValueError if it is another run's.
 
     The sampler must know it beforehand: Lightning draws the first batches before it tells it.
     """
-    document = torch.load(state, map_location="cpu", weights_only=True)
-    theirs, ours = document["settings"], settings.model_dump(mode="json")
+    try:
+        document = torch.load(state, map_location="cpu", weights_only=True)
+        theirs, epoch, their_data = document["settings"], document["epoch"], document["data"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{state} is damaged, or of another version; remove it to start over") from error
+    ours = settings.model_dump(mode="json")
+    if their_data != data:
+        raise ValueError(f"the run begun in {state.parent} learns from other data; choose another folder")
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise ValueError(
                 f"{name}={value!r} differs from the run begun in {state.parent}, where it is "
                 f"{theirs.get(name)!r}; choose another folder, or the same settings to go on"
             )
-    return document["epoch"] + 1
+    return epoch + 1
 
 
 def make_trainer(
@@ -190,7 +210,7 @@ def plain_interrupt() -> Iterator[None]:
         yield
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
+            raise OSError("training was ended by a signal; run the same command again to go on") from error
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
 

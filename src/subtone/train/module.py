@@ -25,11 +25,15 @@ class CtcModule(lightning.LightningModule):
     alone, so that a resumed run draws what the uninterrupted one would have.
     """
 
-    def __init__(self, network: nn.Module, *, tokenizer: CharTokenizer, settings: TrainSettings) -> None:
+    def __init__(
+        self, network: nn.Module, *, tokenizer: CharTokenizer, settings: TrainSettings, data: str = ""
+    ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         self.settings = settings
+        self.data = data
+        """A digest of what is learned from; it travels in the checkpoint."""
         self.errors = WordErrors()
         """Of the latest pass over the dev set."""
 
@@ -60,6 +64,7 @@ class CtcModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings.model_dump(mode="json")
+        checkpoint["data"] = self.data
 
     def on_validation_epoch_start(self) -> None:
         self.errors = WordErrors()
