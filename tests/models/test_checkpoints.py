@@ -174,6 +174,10 @@ DAMAGES = {
         "is not a whole checkpoint: RuntimeError",
     ),
     "model of another type": (lambda folder: damage_config(folder, model=3), "is not a whole checkpoint"),
+    "quantized of another type": (
+        lambda folder: damage_config(folder, quantized=["head.weight"]),
+        "is not a whole checkpoint",
+    ),
     "shape of another type": (
         lambda folder: damage_config(folder, quantized={"head.weight": {"shape": None, "bits": 4}}),
         "is not a whole checkpoint",
@@ -199,15 +203,26 @@ def test_a_damaged_checkpoint_says_so_in_one_line(tmp_path: Path, damage: str) -
 # NeMo ----------------------------------------------------------------------------------------------
 
 
+def changed(entries: dict, changes: dict | None) -> dict:
+    return {key: value for key, value in (entries | (changes or {})).items() if value is not ...}
+
+
 def write_nemo(
     path: Path,
     network: QuartzNet,
     *,
     drop: str = "",
     config: dict | None = None,
+    row: dict | None = None,
+    preprocessor: dict | None = None,
+    encoder: dict | None = None,
+    tensors: dict | None = None,
     members: tuple[str, ...] = ("config", "weights"),
 ) -> None:
-    """A `.nemo` of `network`: the layout of PAPERS.md section 3 and of the given model."""
+    """A `.nemo` of `network`: the layout of PAPERS.md section 3 and of the given model.
+
+    `row` (the second one's), `preprocessor`, `encoder` and `tensors` change entries; ... removes one.
+    """
     blocks = [
         {
             "filters": block.filters,
@@ -221,24 +236,28 @@ def write_nemo(
         }
         for block in network.config.blocks
     ]
+    blocks[1] = changed(blocks[1], row)
     document = {
         "sample_rate": 16000,
         "labels": list(LABELS),
-        "preprocessor": {
-            "sample_rate": 16000,
-            "normalize": "per_feature",
-            "window_size": 0.02,
-            "window_stride": 0.01,
-            "window": "hann",
-            "features": 64,
-            "n_fft": 512,
-            "log": True,
-        },
-        "encoder": {"feat_in": 64, "jasper": blocks},
+        "preprocessor": changed(
+            {
+                "sample_rate": 16000,
+                "normalize": "per_feature",
+                "window_size": 0.02,
+                "window_stride": 0.01,
+                "window": "hann",
+                "features": 64,
+                "n_fft": 512,
+                "log": True,
+            },
+            preprocessor,
+        ),
+        "encoder": changed({"feat_in": 64, "jasper": blocks}, encoder),
     } | (config or {})
     state = {theirs: network.state_dict()[ours] for ours, theirs in nemo_names(network) if theirs != drop}
     weights = io.BytesIO()
-    torch.save(state, weights)
+    torch.save(changed(state, tensors), weights)
     parts = {
         "config": ("./model_config.yaml", yaml.safe_dump(document).encode()),
         "weights": ("./model_weights.ckpt", weights.getvalue()),
@@ -281,6 +300,102 @@ def test_a_nemo_file_that_lacks_something_says_what(tmp_path: Path, options: dic
     write_nemo(tmp_path / "a.nemo", checkpoint().network, **options)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "a.nemo")
+
+
+REFUSED = {
+    "squeeze and excite": ({"row": {"se": True}}, r"encoder.jasper\[1\].se=True is not supported"),
+    "groups": ({"row": {"groups": 2}}, "groups=2 is not supported"),
+    "heads": ({"row": {"heads": 4}}, "heads=4 is not supported"),
+    "kernel factor": ({"row": {"kernel_size_factor": 0.5}}, "kernel_size_factor=0.5 is not supported"),
+    "row's residual": ({"row": {"residual_mode": "max"}}, "residual_mode='max' is not supported"),
+    "unknown row key": ({"row": {"gated": True}}, "gated=True is not known"),
+    "two kernels": ({"row": {"kernel": [3, 5]}}, r"kernel=\[3, 5\] is not a whole number"),
+    "no filters": ({"row": {"filters": ...}}, r"has no encoder.jasper\[1\].filters"),
+    "even kernel": ({"row": {"kernel": [4]}}, r"a.nemo: encoder.jasper\[1\]: block kernel=4 must be odd"),
+    "dropout as text": ({"row": {"dropout": "0.1"}}, "dropout='0.1' is not a number"),
+    "activation": ({"encoder": {"activation": "swish"}}, "encoder.activation='swish' is not supported"),
+    "unknown encoder key": ({"encoder": {"gates": 1}}, "encoder.gates=1 is not known"),
+    "no rows": ({"encoder": {"jasper": []}}, r"encoder.jasper=\[\] has no rows"),
+    "rows of nothing": ({"encoder": {"jasper": None}}, "encoder.jasper=None is not a list"),
+    "a row of nothing": ({"encoder": {"jasper": [3]}}, r"encoder.jasper\[0\]=3 is not a section"),
+    "labels of nothing": ({"config": {"labels": None}}, "labels=None is not a list"),
+    "labels of numbers": ({"config": {"labels": [1]}}, "a.nemo: labels: label 1 is not one character"),
+    "no n_fft": ({"preprocessor": {"n_fft": ...}}, "has no preprocessor.n_fft"),
+    "no section": ({"config": {"preprocessor": 3}}, "preprocessor=3 is not a section"),
+    "window as text": ({"preprocessor": {"window_size": "0.02"}}, "window_size='0.02' is not a number"),
+    "window of 20.5 ms": ({"preprocessor": {"window_size": 0.0205}}, "window_size=0.0205 is not a whole"),
+    "magnitude": ({"preprocessor": {"mag_power": 1.0}}, "preprocessor.mag_power=1.0 is not supported"),
+    "floor of a kind": ({"preprocessor": {"log_zero_guard_value": "eps"}}, "value='eps' is not a number"),
+    "unknown sound key": ({"preprocessor": {"gain": 2}}, "preprocessor.gain=2 is not known"),
+    "too few samples": ({"preprocessor": {"n_fft": 256}}, "a.nemo: preprocessor: fft_size=256 must"),
+    "other features": ({"preprocessor": {"features": 60}}, "feat_in=64 is not preprocessor.features=60"),
+    "a weight too many": (
+        {"tensors": {"encoder.encoder.1.mconv.9.fc.0.weight": torch.zeros(2)}},
+        "has 1 weights that its config gives no place, the first is encoder.encoder.1.mconv.9.fc.0.weight",
+    ),
+    "not a number": (
+        {"tensors": {"decoder.decoder_layers.0.bias": torch.full((4,), torch.nan)}},
+        "decoder.decoder_layers.0.bias holds values that are not finite",
+    ),
+    "no tensor": ({"tensors": {"decoder.decoder_layers.0.bias": 3}}, "bias in .* is a int, not a tensor"),
+    "sparse": ({"tensors": {"x": torch.eye(2).to_sparse()}}, "x is a sparse or quantized tensor"),
+    "other window": (
+        {"tensors": {"preprocessor.featurizer.window": torch.hann_window(320, periodic=True)}},
+        "preprocessor.featurizer.window is not what the preprocessor's config gives",
+    ),
+    "other filters": (
+        {"tensors": {"preprocessor.featurizer.fb": torch.zeros(1, 80, 257)}},
+        "preprocessor.featurizer.fb is not what the preprocessor's config gives",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_nemo_file_that_we_would_compute_otherwise_is_refused_in_one_line(
+    tmp_path: Path, reason: str
+) -> None:
+    options, message = REFUSED[reason]
+    write_nemo(tmp_path / "a.nemo", checkpoint().network, **options)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(tmp_path / "a.nemo")
+    assert "a.nemo" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_nemo_file_may_spell_what_we_compute(tmp_path: Path) -> None:
+    network, front_end = checkpoint().network, FrontEnd(low_hz=50.0, high_hz=7000.0, preemphasis=0.0)
+    write_nemo(
+        tmp_path / "a.nemo",
+        network,
+        row={"stride": 1, "kernel": 3, "se": False, "groups": 1, "heads": -1, "residual_mode": "add"},
+        encoder={"activation": "relu", "conv_mask": True, "init_mode": "xavier_uniform"},
+        preprocessor={
+            "lowfreq": 50,
+            "highfreq": 7000,
+            "preemph": None,
+            "log_zero_guard_value": 2.0**-24,
+            "mag_power": 2.0,
+            "dither": 1e-5,
+            "pad_to": 16,
+        },
+        tensors={
+            "preprocessor.featurizer.window": torch.hann_window(320, periodic=False),
+            "preprocessor.featurizer.fb": torch.tensor(front_end.mel_filters)[None],
+        },
+    )
+    loaded = load_checkpoint(tmp_path / "a.nemo")
+    assert loaded.network.config == network.config
+    assert loaded.front_end == front_end
+
+
+def test_a_truncated_nemo_file_says_so_in_one_line(tmp_path: Path) -> None:
+    write_nemo(tmp_path / "a.nemo", checkpoint().network)
+    whole = (tmp_path / "a.nemo").read_bytes()
+    for size in (0, 100, 600, 3000, len(whole) // 2):
+        (tmp_path / "a.nemo").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.nemo (is not|has no)") as caught:
+            load_checkpoint(tmp_path / "a.nemo")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_nemo_file_runs_no_code(tmp_path: Path) -> None:

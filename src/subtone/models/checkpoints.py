@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from subtone.files import replacing
 from subtone.models import Network, build
-from subtone.models.nemo import front_end_from_nemo, network_from_nemo, read_nemo
+from subtone.models.nemo import load_nemo
 from subtone.qtensor import QTensor
 from subtone.speech.features import FrontEnd
 from subtone.speech.recognize import Recognizer
@@ -84,12 +84,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         return _load_folder(path)
     if path.suffix != ".nemo":
         raise ValueError(f"{path} is neither a checkpoint folder nor a .nemo file")
-    config, weights = read_nemo(path)
-    return Checkpoint(
-        network=network_from_nemo(config, weights, path),
-        front_end=FrontEnd(**front_end_from_nemo(config, path)),
-        tokenizer=CharTokenizer(labels=tuple(config["labels"])),
-    )
+    network, front_end, tokenizer = load_nemo(path)
+    return Checkpoint(network=network, front_end=front_end, tokenizer=tokenizer)
 
 
 def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
