@@ -55,6 +55,26 @@ def test_a_folder_whose_exchange_fails_half_way_is_still_there(
     assert leftovers(tmp_path) == ["folder"]
 
 
+def test_a_ctrl_c_between_the_two_renames_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    real, calls = os.replace, []
+
+    def interrupted_behind_the_first(source: Path, target: Path) -> None:
+        calls.append(target)
+        real(source, target)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted_behind_the_first)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+    assert leftovers(tmp_path / "folder") == ["old"]
+    assert leftovers(tmp_path) == ["folder"]
+
+
 def test_a_folder_that_failed_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")

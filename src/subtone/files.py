@@ -46,11 +46,12 @@ def _exchange_folders(new: Path, target: Path) -> None:
     Two renames, since none exchanges folders everywhere: if the second fails, the first is undone.
     """
     aside = new.with_suffix(".old")
-    os.replace(target, aside)
     try:
+        os.replace(target, aside)
         os.replace(new, target)
     except BaseException:
-        os.replace(aside, target)
+        if aside.exists() and not target.exists():
+            os.replace(aside, target)
         raise
     shutil.rmtree(aside)
 
