@@ -91,6 +91,19 @@ def test_the_scale_is_the_kernels_range():
     assert clipped.penalties["0.weight"].grid.scale.item() * 128 == magnitudes[691].item()  # 0.9 of 768
 
 
+def test_channels_of_zeros_do_not_move_the_centroids():
+    layer, pruned = nn.Linear(16, 4), nn.Linear(16, 40)
+    with torch.no_grad():
+        pruned.weight.zero_()
+        pruned.weight[7:11] = layer.weight
+    found = []
+    for model in (layer, pruned):
+        made = method(1, rule="granularity = 'channel'")
+        made.attach(model)
+        found.append(made.penalties["weight"].regions)
+    assert found[0] == found[1]
+
+
 def test_centroids_are_taken_once_when_the_warm_up_ends():
     net, *data = problem()
     made = method(options="warmup_steps = 5\ntau_steps = 3")
@@ -227,17 +240,17 @@ def test_at_3_bits_it_ends_with_less_loss_than_rounding_the_float_model():
     assert losses[1e-4] < losses[5e-2]  # Table 3: so large a lambda hurts
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 9])
-def test_a_run_killed_within_a_period_resumes_identically(killed_at, tmp_path):
+@pytest.mark.parametrize(("killed_at", "bits"), [(1, 4), (5, 4), (9, 4), (9, 1)])
+def test_a_run_killed_within_a_period_resumes_identically(killed_at, bits, tmp_path):
     options = "warmup_steps = 3\ntau_steps = 4"
     net, *data = problem()
     whole = copy.deepcopy(net)
-    made = method(options=options)
+    made = method(bits, options=options)
     made.attach(whole)
     train(whole, data, made, range(13), torch.optim.Adam(whole.parameters(), 1e-2))
     expected = made.freeze(whole)
 
-    first, first_method = copy.deepcopy(net), method(options=options)
+    first, first_method = copy.deepcopy(net), method(bits, options=options)
     optimizer = torch.optim.Adam(first.parameters(), 1e-2)
     first_method.attach(first)
     train(first, data, first_method, range(killed_at), optimizer)
@@ -249,7 +262,7 @@ def test_a_run_killed_within_a_period_resumes_identically(killed_at, tmp_path):
     torch.save(saved, tmp_path / "run.pt")
     saved = torch.load(tmp_path / "run.pt", weights_only=True)
 
-    second, second_method = small_net(seed=9), method(options=options)
+    second, second_method = small_net(seed=9), method(bits, options=options)
     second.load_state_dict(saved["model"])
     second_method.attach(second)
     second_method.load_state_dict(saved["method"])
