@@ -331,14 +331,14 @@ REFUSED = {
     "other features": ({"preprocessor": {"features": 60}}, "feat_in=64 is not preprocessor.features=60"),
     "a weight too many": (
         {"tensors": {"encoder.encoder.1.mconv.9.fc.0.weight": torch.zeros(2)}},
-        "has 1 weights that its config gives no place, the first is encoder.encoder.1.mconv.9.fc.0.weight",
+        "has 1 weights that its config gives no place, the first is 'encoder.encoder.1.mconv.9.fc.0.weight'",
     ),
     "not a number": (
         {"tensors": {"decoder.decoder_layers.0.bias": torch.full((4,), torch.nan)}},
-        "decoder.decoder_layers.0.bias holds values that are not finite",
+        "decoder.decoder_layers.0.bias' holds values that are not finite",
     ),
-    "no tensor": ({"tensors": {"decoder.decoder_layers.0.bias": 3}}, "bias in .* is a int, not a tensor"),
-    "sparse": ({"tensors": {"x": torch.eye(2).to_sparse()}}, "x is a sparse or quantized tensor"),
+    "no tensor": ({"tensors": {"decoder.decoder_layers.0.bias": 3}}, "bias' in .* is a int, not a tensor"),
+    "sparse": ({"tensors": {"x": torch.eye(2).to_sparse()}}, "'x' is a sparse or quantized tensor"),
     "other window": (
         {"tensors": {"preprocessor.featurizer.window": torch.hann_window(320, periodic=True)}},
         "preprocessor.featurizer.window is not what the preprocessor's config gives",

@@ -33,6 +33,18 @@ CHECKPOINT_LIMIT_BYTES = 8 * 2**30
 TABLE_TOLERANCE = 1e-6
 """How far a file's own window and mel filters may lie from ours: float32 rounding of other formulas."""
 
+DAMAGES = (
+    pickle.UnpicklingError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch.load raises at a damaged file, which it does not check before it builds tensors."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keys:
@@ -157,7 +169,7 @@ def read_nemo(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: {CONFIG_MEMBER} is not YAML") from error
     try:
         weights = torch.load(io.BytesIO(weights_bytes), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except DAMAGES as error:
         raise ValueError(
             f"{path}: {WEIGHTS_MEMBER} is not a file of tensors that torch reads safely"
         ) from error
@@ -165,13 +177,15 @@ def read_nemo(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: {CONFIG_MEMBER} or {WEIGHTS_MEMBER} does not hold named values")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name} in {WEIGHTS_MEMBER} is a {type(value).__name__}, not a tensor")
+            raise ValueError(
+                f"{path}: {name!r} in {WEIGHTS_MEMBER} is a {type(value).__name__}, not a tensor"
+            )
         if value.layout is not torch.strided or value.is_quantized:
             raise ValueError(
-                f"{path}: {name} is a sparse or quantized tensor; only dense float ones are read"
+                f"{path}: {name!r} is a sparse or quantized tensor; only dense float ones are read"
             )
         if not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite; train or export it again")
+            raise ValueError(f"{path}: {name!r} holds values that are not finite; train or export it again")
     return config, dict(weights)
 
 
@@ -198,7 +212,7 @@ def network_from_nemo(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
     unread = [name for name in weights if name.startswith(("encoder.", "decoder.")) and name not in known]
     if unread:
         raise ValueError(
-            f"{path} has {len(unread)} weights that its config gives no place, the first is {unread[0]}; "
+            f"{path} has {len(unread)} weights that its config gives no place, the first is {unread[0]!r}; "
             "only what NeMo's ConvASREncoder and ConvASRDecoder hold is read"
         )
     for ours, theirs in names.items():
