@@ -36,7 +36,7 @@ def recipe_for(method: str) -> Recipe:
     return recipe.model_copy(update={"rules": (Rule(settings=settings),)})
 
 
-TRAINING = [name for name, method in METHODS.items() if issubclass(method, TrainingMethod)]
+TRAINING = ["acosr", "native", "s8bqat"]
 
 
 # What is added to gradients, when, how often --------------------------------------------------
