@@ -21,7 +21,6 @@ no change. A constant cell is straight-through.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +29,7 @@ from torch.autograd.function import FunctionCtx
 
 from subtone.quantize import grids
 from subtone.quantize.fake import straight_through
-from subtone.quantize.grids import Grid
-from subtone.quantize.ranges import Fit, fit_range, group_count, positions_of
+from subtone.quantize.ranges import Fit, divisor_of, fit_range, group_count, positions_of
 from subtone.quantize.rules import Settings
 
 
@@ -68,12 +66,15 @@ class _RangeGradient(torch.autograd.Function):
         (gradient,) = gradients
         cells, on_grid, is_inside, scale, low, high, factor = ctx.saved_tensors  # type: ignore[attr-defined]
         span = scale * ctx.num_steps  # type: ignore[attr-defined]
-        found = gradient * is_inside
-        # What a step of `high` adds to each value: (code - position) / L within the range, 1 above it.
-        by_high = (on_grid - cells).div_(torch.where(span == 0, math.inf, span).unsqueeze(-1))
-        by_high = torch.where(is_inside, by_high, by_high < 0)
-        for_high = factor * (gradient * by_high).sum(-1)
-        for_low = factor * (gradient - found).sum(-1) - for_high
+        # Masks by `where`, and signs as floats: a product of a float and a bool takes seven times as long.
+        found = torch.where(is_inside, gradient, 0.0)
+        clipped = gradient - found
+        moved = on_grid - cells  # the step times (code - position)
+        within = (found * moved).sum(-1) / divisor_of(span)
+        both, difference = clipped.sum(-1), clipped.mul_(moved.sign_()).sum(-1)
+        # A value clipped above moved down.
+        for_high = factor * (within + (both - difference) / 2)
+        for_low = factor * ((both + difference) / 2 - within)
         if ctx.is_symmetric:  # type: ignore[attr-defined]
             is_end = cells.abs() == high.unsqueeze(-1)
             return (found.add_(_shared(for_high - for_low, is_end).mul_(cells.sign())), *[None] * 5)
@@ -102,12 +103,12 @@ def round_weight(weight: Tensor, settings: Settings, *, name: str = "the weight"
         groups = group_count(tuple(weight.shape), settings, name=name)
         cells = grids.cells_of(flat, granularity=settings.granularity, groups=groups)
         fit = fit_range(flat, settings, group_count=groups)
-        grid = Grid(*(part.unsqueeze(-1) for part in fit.grid))
-        positions = positions_of(cells, grid)
+        scale, zero_point = (part.unsqueeze(-1) for part in fit.grid)
+        positions = positions_of(cells, divisor_of(scale), zero_point)
         lowest = grids.lowest_code(settings.bits, is_symmetric=settings.is_symmetric)
         codes = positions.clamp(lowest, 2**settings.bits - 1)
         is_inside = positions == codes
-        return Rounded(codes.sub_(grid.zero_point).mul_(grid.scale), is_inside, fit)
+        return Rounded(codes.sub_(zero_point).mul_(scale), is_inside, fit)
 
 
 def with_gradient(weight: Tensor, rounded: Rounded, settings: Settings, *, scale_gradient: bool) -> Tensor:
