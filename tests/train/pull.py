@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from subtone.models.checkpoints import Quantization
-from subtone.quantize import METHODS, Recipe, TrainingMethod, quantizable_weights, quantize_weight
+from subtone.quantize import METHODS, Recipe, Rule, TrainingMethod, quantizable_weights, quantize_weight
 from subtone.quantize.method import Batch
 from subtone.quantize.rules import STRICT, assign
 from subtone.train.fit import quiet_lightning
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class PullOptions(pydantic.BaseModel):
@@ -68,6 +71,18 @@ class Pull(TrainingMethod):
 def recipe_of(method: str = "pull", **options: Any) -> Recipe:
     rules = [{"pattern": "*first.weight", "bits": 4}, {"keep_float": True}]
     return Recipe.from_dict({"name": "r", "method": method, "options": options, "rules": rules})
+
+
+def recipe_for(method: str) -> Recipe:
+    """The stand-in's; or what the first of this method's recipes says of weights, for both layers."""
+    if method == "pull":
+        return recipe_of()
+    paths = sorted((ROOT / "recipes").glob("*.toml"))
+    found = [Recipe.load(path) for path in paths if f'method = "{method}"' in path.read_text()]
+    if not found:
+        return Recipe.from_dict({"name": method, "method": method, "rules": [{"bits": 4}]})
+    settings = next(rule.settings for rule in found[0].rules if not rule.settings.keep_float)
+    return found[0].model_copy(update={"rules": (Rule(settings=settings),)})
 
 
 ROWS, FEATURES = 48, 8
@@ -135,7 +150,7 @@ def train_on_two_processes(folder: str, *methods: str) -> None:
     options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     for method in methods:
         save = _Save(f"{folder}/{method}.pt")
-        fit_user_module(UserModule(learning_rate=0.01), Quantize(recipe_of(method)), save, **options)
+        fit_user_module(UserModule(learning_rate=0.01), Quantize(recipe_for(method)), save, **options)
 
 
 class _Save(lightning.Callback):

@@ -12,14 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from tests.train.pull import Pull, UserModule, fit_user_module, recipe_of
+from tests.train.pull import ROOT, Pull, UserModule, fit_user_module, recipe_for, recipe_of
 from torch import nn
 
-from subtone.quantize import METHODS, Recipe, Rule, TrainingMethod
+from subtone.quantize import METHODS, TrainingMethod
 from subtone.train import Quantize
 from subtone.train.callbacks import SHARDED
 
-ROOT = Path(__file__).resolve().parents[2]
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -28,15 +27,7 @@ def stand_in(monkeypatch):
     monkeypatch.setitem(METHODS, "pull", Pull)
 
 
-def recipe_for(method: str) -> Recipe:
-    """What one of this method's recipes says of weights, for all weights of the user's module."""
-    paths = sorted((ROOT / "recipes").glob("*.toml"))
-    recipe = next(Recipe.load(path) for path in paths if f'method = "{method}"' in path.read_text())
-    settings = next(rule.settings for rule in recipe.rules if not rule.settings.keep_float)
-    return recipe.model_copy(update={"rules": (Rule(settings=settings),)})
-
-
-TRAINING = ["acosr", "native", "s8bqat"]
+TRAINING = [name for name, method in METHODS.items() if issubclass(method, TrainingMethod)]
 
 
 # What is added to gradients, when, how often --------------------------------------------------
@@ -151,7 +142,7 @@ def keep(folder: Path) -> ModelCheckpoint:
 @pytest.mark.filterwarnings("ignore:.*annealing is unfinished")  # six steps are not meant to end it
 @pytest.mark.parametrize("method", ["pull", *TRAINING])
 def test_a_killed_run_goes_on_identically(method, tmp_path):
-    recipe = recipe_of(method) if method == "pull" else recipe_for(method)
+    recipe = recipe_for(method)
     whole, learning_rate = UserModule(learning_rate=0.01), 0.01
     callback = Quantize(recipe)
     fit_user_module(whole, callback, max_epochs=2)
@@ -187,18 +178,18 @@ def two_processes(tmp_path_factory) -> Path:
     """Weights trained on two processes, `<method>.pt`."""
     folder = tmp_path_factory.mktemp("two")
     script = "import sys; from tests.train.pull import train_on_two_processes as train; train(*sys.argv[1:])"
-    command = [sys.executable, "-c", script, str(folder), "pull", "native"]
+    command = [sys.executable, "-c", script, str(folder), "pull", *TRAINING]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("method", ["pull", "native"])
+@pytest.mark.parametrize("method", ["pull", *TRAINING])
 def test_two_processes_agree_with_one_on_the_same_batches(method, two_processes):
     ours = torch.load(two_processes / f"{method}.pt", weights_only=True)
     single = UserModule(learning_rate=0.01)
     start = {name: value.clone() for name, value in single.state_dict().items()}
-    fit_user_module(single, Quantize(recipe_of(method)))
+    fit_user_module(single, Quantize(recipe_for(method)))
     for name, value in single.state_dict().items():
         # Six steps; each gradient is a sum over 8 rows in another order, then at most doubled by momentum.
         moved = (value - start[name]).abs().max()

@@ -1,4 +1,4 @@
-"""A callback is all you need (GQ, section 3): any LightningModule trains with any TrainingMethod.
+"""A callback is all you need (GQ, section 3.4): any LightningModule trains with any TrainingMethod.
 
 Lightning 2.6.6 calls, in this order, what matters here:
 
