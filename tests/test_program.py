@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from tests.runtime.small_programs import packed_weight, program_of, random_progr
 
 from subtone.program import (
     KINDS,
+    MAX_FRAMES,
+    MAX_INTEGER_INPUTS,
+    MAX_SIZE,
     OPS,
     Add,
     Affine,
@@ -137,6 +143,9 @@ CONSTANTS = {
     "flat": weight_of(4),
     "v": weight_of(4),
     "short": weight_of(3),
+    "third": weight_of(3, 1),
+    "number": weight_of(),
+    "nothing": weight_of(0, 4),
     "matrix": weight_of(1, 4),
 }
 Y = "op 0 (conv1d of y)"
@@ -156,19 +165,25 @@ Y = "op 0 (conv1d of y)"
         (conv(gain="q"), f"{Y} reads the constant q, which is missing"),
         (conv(bias="q"), f"{Y} reads the constant q, which is missing"),
         (conv(source="encoder.0", bias="q"), "op 0 (conv1d of encoder.0) reads the constant q"),
-        (conv(kernel=0), f"{Y} has a size below 1"),
-        (conv(stride=0), f"{Y} has a size below 1"),
-        (conv(dilation=0), f"{Y} has a size below 1"),
-        (conv(padding=-1), f"{Y} has a size below 1"),
-        (conv(groups=0), f"{Y} has a size below 1"),
+        (conv(kernel=0), f"{Y} has kernel=0; use 1 to 16777216"),
+        (conv(stride=0), f"{Y} has stride=0; use 1 to 16777216"),
+        (conv(dilation=0), f"{Y} has dilation=0; use 1 to 16777216"),
+        (conv(padding=-1), f"{Y} has padding=-1; use 0 to 16777216"),
+        (conv(kernel=2**24 + 1), f"{Y} has kernel=16777217; use 1 to 16777216"),
+        (conv(stride=2**62), f"{Y} has stride={2**62}; use 1 to 16777216"),
+        (conv(dilation=2**24 + 1), f"{Y} has dilation=16777217; use 1 to 16777216"),
+        (conv(padding=2**24 + 1), f"{Y} has padding=16777217; use 0 to 16777216"),
+        (conv(groups=0), f"{Y} has groups=0 for 4 inputs; use 1, or depthwise"),
         (
             conv(weight="half", kernel=3, groups=2),
             f"{Y} has groups=2 for 4 inputs; use 1, or depthwise",
         ),
-        (conv(weight="short", groups=4), f"{Y} has groups=4 for 4 inputs; use 1, or depthwise"),
+        (conv(weight="third", groups=4), f"{Y} has groups=4 for 4 inputs; use 1, or depthwise"),
         (conv(weight="square"), f"{Y} needs a weight of (4, 4, 1), square has (4, 4, 3)"),
         (conv(kernel=3), f"{Y} needs a weight of (4, 4, 3), w has (4, 4)"),
-        (conv(weight="flat"), f"{Y} needs a weight of (4, 4, 1), flat has (4,)"),
+        (conv(weight="flat"), f"{Y} needs a weight (out, in, kernel), flat has (4,)"),
+        (conv(weight="number"), f"{Y} needs a weight (out, in, kernel), number has ()"),
+        (conv(weight="nothing"), f"{Y} has 0 outputs; use 1 to 16777216"),
         (conv(weight="half", kernel=3), f"{Y} needs a weight of (4, 4, 3), half has (4, 2, 3)"),
         (
             conv(weight="square", kernel=3, groups=4),
@@ -218,6 +233,42 @@ def test_a_value_is_written_once():
     program = program_of(Relu(input="x", output="y"), Relu(input="x", output="y"), width_in=2, width_out=2)
     with pytest.raises(ValueError, match=r"op 1 \(relu of y\) writes y a second time"):
         program.shapes(3, {})
+
+
+def test_a_program_that_computes_nothing_is_refused():
+    idle = dataclasses.replace(program_of(width_in=1, width_out=1), output="x")
+    with pytest.raises(ValueError, match="the program's output is its input x; it computes nothing"):
+        idle.shapes(1, {})
+
+
+@pytest.mark.parametrize("width", [0, 2**24 + 1])
+def test_a_width_that_no_machine_runs_is_refused(width):
+    program = program_of(Relu(input="x", output="y"), width_in=width, width_out=width)
+    with pytest.raises(ValueError, match=rf"input_width={width} must be 1 to 16777216"):
+        program.shapes(1, {})
+
+
+def test_a_value_has_at_most_2_to_31_frames():
+    """Each padding within its limit, 64 of them together beyond that of frames."""
+    names = ["x", *(f"v{index}" for index in range(1, 64)), "y"]
+    ops = [conv(input=before, output=after, padding=MAX_SIZE) for before, after in itertools.pairwise(names)]
+    program = program_of(*ops, width_in=4, width_out=4)
+    with pytest.raises(
+        ValueError, match=r"op 63 \(conv1d of y\) gives 2147483649 frames, more than 2147483648"
+    ):
+        program.shapes(1, CONSTANTS)
+    assert program.shapes(0, CONSTANTS)["y"] == (2**31, 4)
+
+
+def test_the_limits_are_those_of_the_native_library():
+    header = (Path(__file__).resolve().parents[1] / "native" / "subtone.h").read_text()
+    for name, limit, written in (
+        ("SIZE", MAX_SIZE, r"\(1 << 24\)"),
+        ("FRAMES", MAX_FRAMES, r"\(INT64_C\(1\) << 31\)"),
+        ("INTEGER_INPUTS", MAX_INTEGER_INPUTS, "65535"),
+    ):
+        assert re.search(rf"#define SUBTONE_MAX_{name} {written} ", header)
+        assert limit == {"SIZE": 1 << 24, "FRAMES": 1 << 31, "INTEGER_INPUTS": 65535}[name]
 
 
 def test_the_output_has_the_width_that_the_program_says():

@@ -22,6 +22,13 @@ from subtone.qtensor import QTensor
 
 Constant = QTensor | NDArray[np.float32]
 
+MAX_SIZE = 2**24
+"""Of a width, kernel, stride, dilation, padding; native/subtone.h has the same limits."""
+MAX_FRAMES = 2**31
+"""Of one value."""
+MAX_INTEGER_INPUTS = 2**16 - 1
+"""Of a product in int32: 128 * 127 * 65535 < 2**30."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv1d:
@@ -104,6 +111,13 @@ def constants_of(op: Op) -> dict[str, str]:
     return {role: name for role, name in roles.items() if name}
 
 
+def vector_of(constants: Mapping[str, Constant], name: str) -> NDArray[np.float32]:
+    """The gain or bias called `name`, which `Program.shapes` has found to be a float array."""
+    value = constants[name]
+    assert not isinstance(value, QTensor)
+    return value
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """One entry point: features (T, input_width) in, logits (T', output_width) out.
@@ -122,8 +136,13 @@ class Program:
         """(frames, width) of every value for `frames` input frames; ValueError where ops do not fit.
 
         This is the one place that checks a program: an op that reads what is not there yet, a
-        constant that is missing or has the wrong shape, widths that differ.
+        constant that is missing or has the wrong shape, widths that differ, sizes beyond what the
+        run time holds.
         """
+        _require(
+            self.output != self.input, f"the program's output is its input {self.input}; it computes nothing"
+        )
+        _require(1 <= self.input_width <= MAX_SIZE, f"input_width={self.input_width} must be 1 to {MAX_SIZE}")
         shapes = {self.input: (frames, self.input_width)}
         for index, op in enumerate(self.ops):
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
@@ -135,6 +154,7 @@ class Program:
                 _require(name in constants, f"{where} reads the constant {name}, which is missing")
             _require(op.output not in shapes, f"{where} writes {op.output} a second time")
             shapes[op.output] = _shape_out(op, shapes, constants, where)
+            check_frames(shapes[op.output][0], where)
         _require(self.output in shapes, f"no op writes the output {self.output}")
         _require(
             shapes[self.output][1] == self.output_width,
@@ -165,6 +185,11 @@ class Program:
         return cls(**head, ops=ops)
 
 
+def check_frames(frames: int, where: str) -> None:
+    """ValueError unless a value of the run time may have that many frames."""
+    _require(frames <= MAX_FRAMES, f"{where} gives {frames} frames, more than {MAX_FRAMES}")
+
+
 _HEAD_FIELDS = ("input", "input_width", "output", "output_width", "frames_per_step")
 
 
@@ -178,9 +203,15 @@ def _shape_out(
     frames, width = shapes[op.input]
     if isinstance(op, Conv1d):
         weight = constants[op.weight]
+        _require(
+            len(weight.shape) in (2, 3),
+            f"{where} needs a weight (out, in, kernel), {op.weight} has {tuple(weight.shape)}",
+        )
         out = weight.shape[0]
-        positive = (op.kernel, op.stride, op.dilation, op.groups, op.padding + 1)
-        _require(min(positive) >= 1, f"{where} has a size below 1")
+        for name, lowest in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
+            size = getattr(op, name)
+            _require(lowest <= size <= MAX_SIZE, f"{where} has {name}={size}; use {lowest} to {MAX_SIZE}")
+        _require(1 <= out <= MAX_SIZE, f"{where} has {out} outputs; use 1 to {MAX_SIZE}")
         _require(
             op.groups in (1, width) and (op.groups == 1 or out == width),
             f"{where} has groups={op.groups} for {width} inputs; use 1, or depthwise",
@@ -202,7 +233,7 @@ def _shape_out(
                 f"{where} has activation_bits={op.activation_bits}; use 0 or 2..8",
             )
             _require(isinstance(weight, QTensor), f"{where} needs a quantized weight for integer activations")
-            _require(width < 2**16, f"{where} sums {width} products, which may overflow int32")
+            _require(width <= MAX_INTEGER_INPUTS, f"{where} sums {width} products, which may overflow int32")
         frames, width = op.frames_out(frames), out
     for role in ("gain", "bias"):
         name = constants_of(op).get(role)

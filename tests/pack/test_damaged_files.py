@@ -472,9 +472,9 @@ def with_op(index: int, **changes: object) -> bytes:
         (with_op(0, weight="w"), "no operation reads the constant a"),
         (with_op(0, weight=""), "no operation reads the constant a"),
         (with_op(1, input="nowhere"), "reads nowhere, which no earlier op writes"),
-        (with_op(0, stride=0), "has a size below 1"),
+        (with_op(0, stride=0), "has stride=0; use 1 to 16777216"),
         (with_op(0, stride=0, source="s" * 100_000), "op 0 (conv1d of sss"),
-        (with_op(0, padding=2**62), "spans frames"),
+        (with_op(0, padding=2**62), "has padding=4611686018427387904; use 0 to 16777216"),
         (with_op(0, source="\x1b]0;x\n", relu=1), "conv1d.relu=1 is not bool"),
     ],
 )

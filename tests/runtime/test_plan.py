@@ -85,11 +85,24 @@ def test_a_negative_length_is_refused():
         Planner(program, {}).plan(-1)
 
 
-def test_a_program_that_computes_nothing_is_refused():
-    program = program_of(width_in=1, width_out=1)
-    idle = type(program)(**{**vars(program), "output": "x"})
-    with pytest.raises(ValueError, match="output is its input x"):
-        Planner(idle, {})
+def test_more_frames_than_the_library_counts_are_refused():
+    ops = (Conv1d(input="x", output="a", weight="w", padding=2**24), Relu(input="a", output="y"))
+    planner = Planner(program_of(*ops, width_in=1, width_out=1), {"w": np.ones((1, 1), np.float32)})
+    with pytest.raises(ValueError, match="x gives 2147483649 frames, more than 2147483648"):
+        planner.plan(2**31 + 1)
+    with pytest.raises(ValueError, match="a gives 2180775936 frames, more than 2147483648"):
+        planner.plan(2**31 - 2**18)
+
+
+def test_more_bytes_than_64_bits_count_are_out_of_memory():
+    """33 values of 2**31 frames and 2**24 numbers, 2**57 bytes each, all read at the end."""
+    names = [f"v{index}" for index in range(33)]
+    sums = ["v0", *(f"s{index}" for index in range(1, 32)), "y"]
+    ops = [Relu(input="x", output=name) for name in names]
+    ops += [Add(left=sums[i - 1], right=names[i], output=sums[i]) for i in range(1, 33)]
+    planner = Planner(program_of(*ops, width_in=2**24, width_out=2**24), {})
+    with pytest.raises(MemoryError, match="2147483648 frames need 4899916394579099648 bytes for values"):
+        planner.plan(2**31)
 
 
 def test_a_program_that_does_not_fit_its_constants_is_refused():

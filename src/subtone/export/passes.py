@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of
+from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of, vector_of
 from subtone.qtensor import QTensor
 
 
@@ -43,14 +40,14 @@ def fold_affine(
 
 
 def _take_in(conv: Conv1d, affine: Affine, constants: dict[str, Constant], *, is_shared: bool) -> Conv1d:
-    gain, weight = _vector(affine.gain, constants), constants[conv.weight]
+    gain, weight = vector_of(constants, affine.gain), constants[conv.weight]
     keeps_gain = is_shared or (isinstance(weight, QTensor) and weight.group_size is not None)
     if isinstance(weight, QTensor) and not keeps_gain:
         constants[conv.weight] = dataclasses.replace(weight, scale=weight.scale * gain[:, None])
     elif not isinstance(weight, QTensor) and not keeps_gain:
         constants[conv.weight] = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     if conv.bias:
-        constants[affine.bias] = _vector(affine.bias, constants) + gain * _vector(conv.bias, constants)
+        constants[affine.bias] = vector_of(constants, affine.bias) + gain * vector_of(constants, conv.bias)
     return dataclasses.replace(
         conv,
         output=affine.output,
@@ -58,12 +55,6 @@ def _take_in(conv: Conv1d, affine: Affine, constants: dict[str, Constant], *, is
         bias=affine.bias,
         relu=affine.relu,
     )
-
-
-def _vector(name: str, constants: Mapping[str, Constant]) -> NDArray[np.float32]:
-    value = constants[name]
-    assert not isinstance(value, QTensor)
-    return value
 
 
 def fuse_relu(ops: list[Op], output: str) -> list[Op]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import subtone
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of
+from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of, vector_of
 from subtone.qtensor import QTensor
 
 ABI = 1
@@ -133,9 +133,7 @@ def op_record(
     arrays: dict[str, NDArray] = {}
     for role in ("gain", "bias"):
         if name := getattr(op, role, ""):
-            per_channel = constants[name]
-            assert not isinstance(per_channel, QTensor)  # Program.shapes has checked it
-            arrays[role] = _floats(per_channel)
+            arrays[role] = _floats(vector_of(constants, name))
     if isinstance(op, Conv1d):
         for field in ("kernel", "stride", "dilation", "padding", "groups", "activation_bits"):
             setattr(record, field, getattr(op, field))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtone import numerics
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu
+from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, vector_of
 from subtone.qtensor import QTensor
 
 Matrix = NDArray[np.float32]
@@ -77,15 +77,15 @@ def conv1d(op: Conv1d, values: Values, constants: Constants) -> Matrix:
             features, weight.dequantize() if isinstance(weight, QTensor) else weight, op
         )
     if op.gain:
-        result = result * _vector(op.gain, constants)
+        result = result * vector_of(constants, op.gain)
     if op.bias:
-        result = result + _vector(op.bias, constants)
+        result = result + vector_of(constants, op.bias)
     return _relu(result) if op.relu else result
 
 
 def affine(op: Affine, values: Values, constants: Constants) -> Matrix:
     """`gain * x + bias` per channel, then ReLU."""
-    result = values[op.input] * _vector(op.gain, constants) + _vector(op.bias, constants)
+    result = values[op.input] * vector_of(constants, op.gain) + vector_of(constants, op.bias)
     return _relu(result) if op.relu else result
 
 
@@ -97,12 +97,6 @@ def add(op: Add, values: Values, constants: Constants) -> Matrix:
 
 def relu(op: Relu, values: Values, constants: Constants) -> Matrix:
     return _relu(values[op.input])
-
-
-def _vector(name: str, constants: Constants) -> NDArray[np.float32]:
-    value = constants[name]
-    assert not isinstance(value, QTensor)
-    return value
 
 
 def _relu(values: Matrix) -> Matrix:

@@ -17,10 +17,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.program import Constant, Conv1d, Program, inputs_of
+from subtone.program import Constant, Conv1d, Program, check_frames, inputs_of
 
 ALIGNMENT_BYTES = 64
 """Offsets are multiples of one cache line, which is also one vector of AVX-512."""
+
+MAX_ARENA_BYTES = 2**62
+"""No machine has as much; the C ABI counts bytes in 64 bits."""
 
 MAX_PLANS = 64
 """Plans kept for each engine; utterances come in many lengths, and a plan is a few kilobytes."""
@@ -49,8 +52,6 @@ class Planner:
     """
 
     def __init__(self, program: Program, constants: Mapping[str, Constant]) -> None:
-        if program.output == program.input:
-            raise ValueError(f"the program's output is its input {program.input}; it computes nothing")
         self.program = program
         self.widths = {name: width for name, (_, width) in program.shapes(1, constants).items()}
         self.index = {name: position for position, name in enumerate(self.widths)}
@@ -71,6 +72,7 @@ class Planner:
         """
         if frames < 0:
             raise ValueError(f"frames={frames} is below 0")
+        check_frames(frames, self.program.input)
         if frames in self._plans:
             self._plans.move_to_end(frames)
             return self._plans[frames]
@@ -88,6 +90,7 @@ class Planner:
         for op, dead in zip(program.ops, self.last_reads, strict=True):
             seen = frames[inputs_of(op)[0]]
             frames[op.output] = op.frames_out(seen) if isinstance(op, Conv1d) else seen
+            check_frames(frames[op.output], op.source or op.output)
             if op.output != program.output:
                 num_bytes = frames[op.output] * self.widths[op.output] * 4
                 offset = _lowest_gap(alive, num_bytes)
@@ -96,6 +99,8 @@ class Planner:
                 alive.append((offset, end, op.output))
                 arena_bytes = max(arena_bytes, end)
             alive = sorted(place for place in alive if place[2] not in dead)
+        if arena_bytes > MAX_ARENA_BYTES:
+            raise MemoryError(f"{input_frames} frames need {arena_bytes} bytes for values; hear less at once")
         return Plan(
             np.array([frames[name] for name in self.index], np.int64),
             np.array([offsets[name] for name in self.index], np.int64),
