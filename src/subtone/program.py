@@ -208,9 +208,9 @@ def _shape_out(
             f"{where} needs a weight (out, in, kernel), {op.weight} has {tuple(weight.shape)}",
         )
         out = weight.shape[0]
-        for name, lowest in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
-            size = getattr(op, name)
-            _require(lowest <= size <= MAX_SIZE, f"{where} has {name}={size}; use {lowest} to {MAX_SIZE}")
+        for field, lowest in (("kernel", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
+            size = getattr(op, field)
+            _require(lowest <= size <= MAX_SIZE, f"{where} has {field}={size}; use {lowest} to {MAX_SIZE}")
         _require(1 <= out <= MAX_SIZE, f"{where} has {out} outputs; use 1 to {MAX_SIZE}")
         _require(
             op.groups in (1, width) and (op.groups == 1 or out == width),

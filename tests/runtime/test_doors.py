@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tests.runtime.small_programs import program_of, random_program
 
 import subtone
 from subtone.program import Relu
+from subtone.runtime import engine as engine_module
 from subtone.runtime import library as native
 from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas, load_engine
 
@@ -76,6 +79,18 @@ def test_without_a_library_auto_is_numpy_and_native_says_what_is_missing(monkeyp
         load_engine(RELU, {})
 
 
+def test_falling_back_to_numpy_is_said_once(monkeypatch, caplog):
+    monkeypatch.delenv("SUBTONE_ISA", raising=False)
+    monkeypatch.setattr(native, "find_library", lambda: None)
+    engine_module._warn_of_numpy.cache_clear()
+    load_engine(RELU, {}, kind="numpy")  # asked for: nothing to say
+    assert caplog.messages == []
+    for _ in range(2):
+        load_engine(RELU, {})
+    (message,) = caplog.messages
+    assert re.fullmatch(r"no libsubtone\.\w+ was built .* run in NumPy, .* install subtone again .*", message)
+
+
 def test_the_library_is_found_in_the_folders_of_the_package(monkeypatch, tmp_path):
     monkeypatch.delenv("SUBTONE_LIBRARY", raising=False)
     monkeypatch.setattr(subtone, "__path__", [str(tmp_path / "src"), str(tmp_path)])
@@ -123,15 +138,30 @@ def test_a_broken_library_is_an_error_and_never_a_slower_engine(monkeypatch, tmp
     broken = tmp_path / native.FILE_NAME
     broken.write_bytes(b"not a library")
     monkeypatch.setenv("SUBTONE_LIBRARY", str(broken))
-    with pytest.raises(OSError, match=r"libsubtone"):
+    with pytest.raises(OSError, match=r"libsubtone.*; build libsubtone.* again .* unset SUBTONE_LIBRARY"):
         load_engine(RELU, {})
+
+
+def test_a_library_that_is_not_ours_is_refused_with_a_remedy(monkeypatch):
+    foreign = importlib.util.find_spec("numpy._core._multiarray_umath").origin
+    monkeypatch.setenv("SUBTONE_LIBRARY", foreign)
+    with pytest.raises(ValueError, match=r"is a library, but not subtone's; build .* unset SUBTONE_LIBRARY"):
+        load_engine(RELU, {})
+
+
+@needs_library
+def test_a_library_may_be_named_relative_to_the_folder_one_is_in(monkeypatch, tmp_path):
+    shutil.copy(native.find_library(), tmp_path / "ours.so")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUBTONE_LIBRARY", "ours.so")
+    assert isinstance(load_engine(RELU, {}), NativeEngine)
 
 
 @needs_library
 def test_a_library_of_another_version_is_refused(monkeypatch, tmp_path):
     copy = Path(shutil.copy(native.find_library(), tmp_path / native.FILE_NAME))
     monkeypatch.setattr(native, "ABI", native.ABI + 1)
-    with pytest.raises(ValueError, match=r"has ABI \d+, this package needs \d+; build it again"):
+    with pytest.raises(ValueError, match=r"has ABI \d+, this package needs \d+; build .* again"):
         native.load_library(copy)
 
 

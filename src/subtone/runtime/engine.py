@@ -9,6 +9,8 @@ broken is an error, never a silent change to something slower.
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
 import os
 import threading
 import weakref
@@ -24,6 +26,8 @@ from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.plan import Planner
 
 Matrix = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -145,14 +149,26 @@ def load_engine(
 ) -> NumpyEngine | NativeEngine:
     """An engine of `kind` "native", "numpy", or "auto": native where the library was built.
 
-    `threads` 0 is one for each core this process may use; the NumPy engine leaves that to NumPy.
+    Where "auto" falls back to NumPy, one line of logging says so, once a process. `threads` 0 is one for each core this process may use; the NumPy engine leaves that to NumPy.
     """
     if kind not in ("auto", "native", "numpy"):
         raise ValueError(f"kind={kind} is not an engine; use auto, native or numpy")
     is_forced = bool(os.environ.get("SUBTONE_ISA"))  # then the slower engine is no answer
-    if kind == "numpy" or (kind == "auto" and native.find_library() is None and not is_forced):
+    if kind == "auto" and native.find_library() is None and not is_forced:
+        _warn_of_numpy()
+        kind = "numpy"
+    if kind == "numpy":
         return NumpyEngine(program, constants)
     return NativeEngine(program, constants, threads=threads)
+
+
+@functools.cache  # one line, however many engines
+def _warn_of_numpy() -> None:
+    log.warning(
+        "no %s was built with this package: networks run in NumPy, which is slow; "
+        "install subtone again with a C++ compiler present",
+        native.FILE_NAME,
+    )
 
 
 def _chosen_isa(isa: str | None, available: tuple[str, ...]) -> str:

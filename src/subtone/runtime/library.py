@@ -83,13 +83,23 @@ def find_library() -> Path | None:
 
 @functools.cache
 def load_library(path: Path) -> ctypes.CDLL:
-    """The library with its functions typed. OSError where the file cannot be loaded: it is broken."""
-    library = ctypes.CDLL(str(path))
+    """The library with its functions typed.
+
+    OSError where the file cannot be loaded (it is broken), ValueError where it is another library
+    or another version of ours.
+    """
+    remedy = f"build {FILE_NAME} again (pip install subtone does), and unset SUBTONE_LIBRARY if it is set"
+    try:
+        library = ctypes.CDLL(str(path.absolute()))  # a bare name would be sought elsewhere
+    except OSError as error:
+        raise OSError(f"{error}; {remedy}") from error
+    if not hasattr(library, "subtone_abi"):
+        raise ValueError(f"{path} is a library, but not subtone's; {remedy}")
+    if (found := library.subtone_abi()) != ABI:
+        raise ValueError(f"{path} has ABI {found}, this package needs {ABI}; {remedy}")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if (found := library.subtone_abi()) != ABI:
-        raise ValueError(f"{path} has ABI {found}, this package needs {ABI}; build it again")
     return library
 
 
