@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from subtone.speech import CharTokenizer, WordErrors, word_errors
+from subtone.speech.text import reference_of
 
 ENGLISH = CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'"))
 words = st.lists(st.sampled_from(["a", "b", "cd", "e'f"]), max_size=6)
@@ -44,6 +46,16 @@ def test_a_character_without_a_label_is_named():
 )
 def test_text_is_normalized_to_the_labels(text, expected):
     assert ENGLISH.normalize(text) == expected
+
+
+def test_a_reference_is_normalized_and_names_its_file_where_that_would_lose_a_digit():
+    assert reference_of("Route  SEVEN!", ENGLISH, "a.wav") == "route seven"
+    with_digits = CharTokenizer((*ENGLISH.labels, *"0123456789"))
+    assert reference_of("Route 7", with_digits, "a.wav") == "route 7"
+    for text in ("Route 7", "x\u00b2"):
+        message = f"^x/a.wav: text={text!r} holds digits, which the model cannot spell; write numbers out"
+        with pytest.raises(ValueError, match=message):
+            reference_of(text, ENGLISH, Path("x/a.wav"))
 
 
 def test_accents_and_case_stay_where_the_labels_have_them():

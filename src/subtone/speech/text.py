@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -80,6 +81,22 @@ class CharTokenizer:
         _require(document["kind"] == "characters", f"the tokenizer's kind={document['kind']!r} is unknown")
         _require(isinstance(document["labels"], list), "the tokenizer's labels are not a list")
         return cls(tuple(document["labels"]))
+
+
+def reference_of(text: str, tokenizer: CharTokenizer, audio_path: str | os.PathLike) -> str:
+    """What was said in `audio_path`, in the tokenizer's labels: what is learnt and what is scored.
+
+    ValueError at a digit that the labels lack: `normalize` would drop it, which changes what is right.
+
+    >>> reference_of("It's FIVE o'clock.", CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'")), "a.wav")
+    "it's five o'clock"
+    """
+    if any(character.isdigit() and character not in tokenizer.labels for character in text):
+        raise ValueError(
+            f"{os.fspath(audio_path)}: text={text!r:.60} holds digits, which the model cannot spell; "
+            "write numbers out in the manifest"
+        )
+    return tokenizer.normalize(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
