@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from subtone.speech.audio import read_audio
+from subtone.models import build, preset
+from subtone.speech.audio import AudioError, read_audio
 from subtone.speech.data import Utterance, read_manifest
 from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import data
-from subtone.train.data import FeatureDataset, cuts_of, loader
+from subtone.train.data import FeatureDataset, check_utterances, cuts_of, frames_needed, loader
 from subtone.train.fit import ENGLISH
 
 
@@ -84,3 +91,123 @@ def test_features_are_computed_once_and_not_beyond_the_limit(utterances, monkeyp
     assert dataset.features(cuts[0]) is first
     monkeypatch.setattr(data, "MAX_CACHE_BYTES", first.nbytes)
     assert dataset.features(cuts[1]) is not dataset.features(cuts[1])
+
+
+def test_threads_that_ask_for_one_cut_keep_and_count_it_once(utterances) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    class Meeting(FrontEnd):
+        def __call__(self, samples: np.ndarray) -> np.ndarray:
+            both.wait()  # neither finds the other's features
+            return super().__call__(samples)
+
+    dataset = FeatureDataset(Meeting(), ENGLISH)
+    (cut,) = cuts_of(utterances[:1], rate_hz=16000)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(dataset.features, [cut, cut])
+    assert np.array_equal(first, second)
+    assert dataset._kept_bytes == first.nbytes
+
+
+# Texts -----------------------------------------------------------------------------------
+
+
+def test_texts_are_learnt_as_they_are_scored(utterances) -> None:
+    written = dataclasses.replace(utterances[0], text="It\u2019s FIVE o'clock,  Ren\u00e9e!")
+    (batch,) = batches([written])
+    assert tuple(batch.texts) == ("it's five o'clock renee",)
+    assert ENGLISH.decode(batch.labels.tolist()) == batch.texts[0]
+    check([written])
+
+
+def test_a_text_without_labels_is_refused_by_its_file(utterances) -> None:
+    where = re.escape(str(utterances[0].audio_path))
+    digits = dataclasses.replace(utterances[0], text="at 5")
+    with pytest.raises(ValueError, match=f"^{where}: text='at 5' holds digits, which the model cannot spell"):
+        check([digits])
+    with pytest.raises(ValueError, match=f"^{where}: text='at 5' holds digits, which the model cannot spell"):
+        batches([digits])
+    for text in ("", "\u4e94", "?!"):
+        with pytest.raises(
+            ValueError, match=f"^{where}: no label for any character of text={text!r}".replace("?", r"\?")
+        ):
+            check([dataclasses.replace(utterances[0], text=text)])
+
+
+def check(utterances: list[Utterance], *, frames_per_step: int = 1, fastest: float = 1.0) -> None:
+    check_utterances("train", utterances, FrontEnd(), ENGLISH, frames_per_step, fastest=fastest)
+
+
+# Frames for CTC --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [1, 1], [1, 1, 1, 2, 2], [5] * 7])
+def test_frames_needed_is_where_the_loss_of_ctc_becomes_infinite(labels: list[int]) -> None:
+    for steps, is_finite in ((frames_needed(labels), True), (frames_needed(labels) - 1, False)):
+        logits = torch.zeros(steps, 1, 10).log_softmax(dim=2)
+        lengths = torch.tensor([steps]), torch.tensor([len(labels)])
+        loss = torch.nn.functional.ctc_loss(logits, torch.tensor(labels), *lengths, blank=9)
+        assert bool(torch.isfinite(loss)) == is_finite
+
+
+def sound_of(path: Path, num_frames: int) -> Utterance:
+    """An utterance whose manifest says 3 s, whose file holds `num_frames`."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 160 * num_frames)
+    soundfile.write(path, noise, 16000)
+    return Utterance(audio_path=path, duration_s=3.0, text="Too, soon", speaker="me")
+
+
+def test_a_sound_shorter_than_its_manifest_says_is_refused_by_name(tmp_path: Path) -> None:
+    network = build(preset("quartznet-demo").to_json())
+    assert network.frames_per_step == 3
+    dataset = FeatureDataset(FrontEnd(), ENGLISH, frames_per_step=network.frames_per_step)
+    needed = frames_needed(ENGLISH.encode("too soon"))
+    assert needed == 10  # oo and oo: a blank each
+    enough, short = (
+        sound_of(tmp_path / f"{num_frames}.flac", num_frames)
+        for num_frames in (3 * needed - 2, 3 * needed - 3)
+    )
+    check([enough, short], frames_per_step=network.frames_per_step)  # the manifest is believed
+    batch = dataset[cuts_of([enough], rate_hz=16000)]
+    assert int(network(batch.features, batch.lengths)[1]) == needed  # the least that has a finite loss
+    message = (
+        f"{short.audio_path}: its 0.27 s of sound (by its manifest 3.00) give 9 frames for 10 labels of "
+        "'Too, soon'; copy the file again or leave it out"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        dataset[cuts_of([enough, short], rate_hz=16000)]
+
+
+def test_a_speed_that_leaves_too_few_frames_is_refused(tmp_path: Path) -> None:
+    dataset = FeatureDataset(FrontEnd(), ENGLISH)
+    utterance = sound_of(tmp_path / "a.flac", 10)
+    dataset[cuts_of([utterance], rate_hz=16000)]
+    with pytest.raises(
+        ValueError, match=r"its 0.10 s of sound \(by its manifest 3.00\) give 5 frames for 10"
+    ):
+        dataset[cuts_of([utterance], rate_hz=16000, speeds=[2.0])]
+
+
+def test_a_manifest_with_too_little_time_is_refused_before_any_file_is_read(utterances) -> None:
+    hurried = dataclasses.replace(
+        utterances[0], duration_s=0.29, audio_path=Path("/no/such.flac"), text="too soon"
+    )
+    check([hurried], frames_per_step=2)
+    with pytest.raises(
+        ValueError, match=r"/no/such.flac has 9 frames for 10 labels of 'too soon'; leave it out of train"
+    ):
+        check([hurried], frames_per_step=3)
+    with pytest.raises(ValueError, match="has 7 frames for 10 labels"):
+        check([hurried], frames_per_step=2, fastest=2.0)
+    with pytest.raises(ValueError, match="train has no utterances; give at least one"):
+        check([])
+
+
+def test_sound_that_cannot_be_read_is_named(utterances, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.flac"
+    content = utterances[0].audio_path.read_bytes()
+    for kept, complaint in ((len(content) // 2, "is damaged"), (20, "is not sound that can be read here")):
+        damaged.write_bytes(content[:kept])
+        broken = dataclasses.replace(utterances[0], audio_path=damaged)
+        with pytest.raises(AudioError, match=f"^{re.escape(str(damaged))}: {complaint}"):
+            batches([*utterances[1:3], broken])

@@ -11,9 +11,11 @@ Letters: B utterances, F features, T frames, U labels of all utterances together
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
-from subtone.speech.text import CharTokenizer
+from subtone.speech.text import CharTokenizer, reference_of
 
 MAX_CACHE_BYTES = 4 * 2**30
 """Features kept in memory: 40 hours at 64 float32 a frame."""
@@ -80,21 +82,74 @@ def cuts_of(utterances: Sequence[Utterance], *, rate_hz: int, speeds: Sequence[f
     return CutSet.from_cuts(cuts)
 
 
-class FeatureDataset(Dataset[Batch]):
-    """What the sampler drew, as a Batch; features are computed once and kept."""
+def frames_needed(labels: Sequence[int]) -> int:
+    """Rows of logits that CTC needs: one a label, and a blank between two equal ones.
 
-    def __init__(self, front_end: FrontEnd, tokenizer: CharTokenizer) -> None:
+    >>> frames_needed([3, 5, 5, 3])
+    5
+    """
+    return len(labels) + sum(one == other for one, other in pairwise(labels))
+
+
+def check_utterances(
+    name: str,
+    utterances: Sequence[Utterance],
+    front_end: FrontEnd,
+    tokenizer: CharTokenizer,
+    frames_per_step: int,
+    *,
+    fastest: float,
+) -> None:
+    """ValueError unless each text has labels and, by its manifest, frames enough for them.
+
+    No file is opened: what a file really holds, FeatureDataset checks when it reads it.
+    """
+    if not utterances:
+        raise ValueError(f"{name} has no utterances; give at least one")
+    for utterance in utterances:
+        needed = frames_needed(
+            tokenizer.encode(reference_of(utterance.text, tokenizer, utterance.audio_path))
+        )
+        frames = front_end.num_frames(int(utterance.duration_s * front_end.rate_hz / fastest))
+        if needed == 0:
+            raise ValueError(
+                f"{utterance.audio_path}: no label for any character of text={utterance.text!r:.60}; "
+                f"write the words in {''.join(tokenizer.labels)!r} or leave it out of {name}"
+            )
+        if needed > frames // frames_per_step:
+            raise ValueError(
+                f"{utterance.audio_path} has {frames // frames_per_step} frames for {needed} "
+                f"labels of {utterance.text!r:.60}; leave it out of {name}"
+            )
+
+
+class FeatureDataset(Dataset[Batch]):
+    """What the sampler drew, as a Batch; features are computed once and kept.
+
+    `frames_per_step`: feature frames from one row of the network's logits to the next. A sound
+    that gives fewer rows than CTC needs for its text has an infinite loss, and is refused.
+
+    Raises, when a batch is drawn:
+        ValueError: a text with digits that the labels lack; a sound too short for its text.
+        AudioError: sound that cannot be read. Each names the file.
+    """
+
+    def __init__(self, front_end: FrontEnd, tokenizer: CharTokenizer, *, frames_per_step: int = 1) -> None:
         self.front_end = front_end
         self.tokenizer = tokenizer
+        self.frames_per_step = frames_per_step
         self._kept: dict[str, NDArray[np.float32]] = {}
         self._kept_bytes = 0
+        self._keeping = threading.Lock()
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         drawn = list(cuts)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's transform lets other threads run
             features = list(pool.map(self.features, drawn))
-        texts = tuple(cut.supervisions[0].text for cut in drawn)
+        texts = tuple(reference_of(cut.supervisions[0].text, self.tokenizer, path_of(cut)) for cut in drawn)
         labels = [self.tokenizer.encode(text) for text in texts]
+        for cut, values, of_one in zip(drawn, features, labels, strict=True):
+            self._check_frames(cut, len(values), of_one)
         lengths = [len(rows) for rows in features]
         padded = torch.zeros(len(drawn), self.front_end.num_mels, max(lengths))
         for row, values in zip(padded, features, strict=True):
@@ -108,18 +163,35 @@ class FeatureDataset(Dataset[Batch]):
         )
 
     def features(self, cut: MonoCut) -> NDArray[np.float32]:
-        """Features (T, F) of one cut."""
+        """Features (T, F) of one cut; any number of threads may ask at once."""
         if cut.id in self._kept:
             return self._kept[cut.id]
-        samples = read_audio(cut.recording.sources[0].source, self.front_end.rate_hz)
+        samples = read_audio(path_of(cut), self.front_end.rate_hz)
         speed = cut.custom["speed"]
         if speed != 1:
             samples = soxr.resample(samples, speed * self.front_end.rate_hz, self.front_end.rate_hz)
         features = self.front_end(samples)
-        if self._kept_bytes + features.nbytes <= MAX_CACHE_BYTES:
-            self._kept[cut.id] = features
-            self._kept_bytes += features.nbytes
+        with self._keeping:
+            if cut.id not in self._kept and self._kept_bytes + features.nbytes <= MAX_CACHE_BYTES:
+                self._kept[cut.id] = features
+                self._kept_bytes += features.nbytes
         return features
+
+    def _check_frames(self, cut: MonoCut, num_frames: int, labels: Sequence[int]) -> None:
+        """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
+        steps = -(-num_frames // self.frames_per_step)
+        needed, speed = frames_needed(labels), cut.custom["speed"]
+        if needed > steps:
+            raise ValueError(
+                f"{path_of(cut)}: its {num_frames * self.front_end.hop_ms / 1000 * speed:.2f} s of sound (by its "
+                f"manifest {cut.duration * speed:.2f}) give {steps} frames for {needed} labels of "
+                f"{cut.supervisions[0].text!r:.60}; copy the file again or leave it out"
+            )
+
+
+def path_of(cut: MonoCut) -> str:
+    """The sound file of a cut that `cuts_of` made."""
+    return cut.recording.sources[0].source
 
 
 def loader(

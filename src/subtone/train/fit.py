@@ -7,12 +7,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +23,7 @@ from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer, WordErrors
-from subtone.train.data import FeatureDataset, cuts_of, loader
+from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader
 from subtone.train.module import CtcModule
 from subtone.train.settings import TrainSettings
 
@@ -213,29 +211,3 @@ def plain_interrupt() -> Iterator[None]:
             raise OSError("training was ended by a signal; run the same command again to go on") from error
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
-
-
-def check_utterances(
-    name: str,
-    utterances: Sequence[Utterance],
-    front_end: FrontEnd,
-    tokenizer: CharTokenizer,
-    frames_per_step: int,
-    *,
-    fastest: float,
-) -> None:
-    """ValueError unless each text has its labels and CTC has frames enough for them.
-
-    CTC needs a frame a label and one more between two equal labels.
-    """
-    if not utterances:
-        raise ValueError(f"{name} has no utterances; give at least one")
-    for utterance in utterances:
-        labels = tokenizer.encode(utterance.text)
-        needed = len(labels) + sum(one == other for one, other in pairwise(labels))
-        frames = front_end.num_frames(int(utterance.duration_s * front_end.rate_hz / fastest))
-        if not 0 < needed <= frames // frames_per_step:
-            raise ValueError(
-                f"{os.fspath(utterance.audio_path)} has {frames // frames_per_step} frames for {needed} "
-                f"labels of {utterance.text!r:.60}; leave it out of {name}"
-            )
