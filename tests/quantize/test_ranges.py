@@ -164,6 +164,19 @@ def test_clip_search_leaves_a_constant_group_exact():
     assert not quantize_weight(torch.zeros(2, 8), chosen).dequantize().any()
 
 
+@pytest.mark.parametrize("chosen", [{}, {"range": "clip_search"}])
+@pytest.mark.parametrize("offset", [0.01, -0.01, 3.0])
+@pytest.mark.parametrize("width", [1e-9, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_groups_of_weights_that_all_but_agree_stay_near_them(bits, width, offset, chosen):
+    """The zero_point of such a range is beyond float16, or its scale below."""
+    weight = offset + width * torch.rand(2, 32, generator=torch.Generator().manual_seed(0))
+    settings = Settings(bits=bits, grid="asymmetric", granularity="group", group_size=16, **chosen)
+    error = np.abs(quantize_weight(weight, settings).dequantize() - weight.numpy()).max()
+    # Two roundings to float16, relative, and the range once: as wide as it is, or as it was moved.
+    assert error <= 2 * 2.0**-11 * 1.001 * abs(offset) + 2 * width
+
+
 def test_the_search_measures_the_grid_as_it_is_stored():
     """Group scales are float16: what is chosen must win after that rounding."""
     flat = heavy_tailed(16, 64, seed=5)

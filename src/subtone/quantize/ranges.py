@@ -118,12 +118,15 @@ def fit_range(flat: Tensor, settings: Settings, *, group_count: int = 1) -> Fit:
         if cells.numel() == 0:
             raise ValueError(f"a weight of shape {tuple(flat.shape)} has no values to quantize")
         low, high = _bounds(cells, settings)
+        if not settings.is_symmetric:
+            assert settings.bits is not None
+            high = _as_told_apart(low, high, settings.bits)
         whole = torch.ones((1, 1, 1), device=cells.device)
         if settings.range != "clip_search":
-            grid = grids.as_stored(_grid_of(low, high, settings))
+            grid = _stored_grid(low, high, settings)
             return Fit(grid, low, high, whole[0].expand_as(high))
         factors = whole.new_tensor(clip_candidates(settings)).reshape(-1, 1, 1)
-        candidates = grids.as_stored(_grid_of(low * factors, high * factors, settings))
+        candidates = _stored_grid(low * factors, high * factors, settings)
         # Of equal errors the first, which clips least; NaN where a scale exceeds float16.
         errors = torch.nan_to_num(_errors(cells, candidates, settings), nan=math.inf)
         best = errors.min(0, keepdim=True).indices
@@ -181,11 +184,26 @@ def _bounds(cells: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _grid_of(low: Tensor, high: Tensor, settings: Settings) -> Grid:
-    assert settings.bits is not None
+def _as_told_apart(low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """`high`, and `low` where the range between them is too narrow for what a file holds.
+
+    That is where float16 would move `low` by more than the whole range is wide: values that all but
+    agree, far from 0 beside their differences, have a zero_point that float16 cannot hold. They count
+    as constant. Weights that begin at zero are such after Adam's first step. Asked once, of the
+    unclipped range: a factor leaves the zero_point as it is.
+    """
+    scale, zero_point = grids.as_stored(grids.asymmetric_grid(low, high, bits))
+    is_told_apart = (scale * -zero_point - low).abs() <= high - low  # False for NaN too
+    return torch.where(is_told_apart | torch.isinf(scale), high, low)
+
+
+def _stored_grid(low: Tensor, high: Tensor, settings: Settings) -> Grid:
+    """The grid from `low` to `high` as a file holds it."""
+    bits = settings.bits
+    assert bits is not None
     if not settings.is_symmetric:
-        return grids.asymmetric_grid(low, high, settings.bits)
-    return grids.one_bit_grid(high) if settings.bits == 1 else grids.symmetric_grid(high, settings.bits)
+        return grids.as_stored(grids.asymmetric_grid(low, high, bits))
+    return grids.as_stored(grids.one_bit_grid(high) if bits == 1 else grids.symmetric_grid(high, bits))
 
 
 def _errors(cells: Tensor, candidates: Grid, settings: Settings) -> Tensor:
