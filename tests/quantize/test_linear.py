@@ -246,6 +246,28 @@ def test_channels_are_found_in_every_kind_of_layer():
     np.testing.assert_allclose(found["line.weight"], expected, atol=1e-6)
 
 
+def test_a_tied_weight_has_one_mean_over_all_the_layers_that_hold_it():
+    """A Linear and a convolution whose frames differ, and an embedding, which has no input to watch."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.table = nn.Linear(16, 16), nn.Linear(16, 16), nn.Embedding(16, 16)
+            self.second.weight = self.table.weight = self.first.weight
+
+        def forward(self, features, lengths):
+            last = self.second(2 * features.transpose(1, 2)[:, ::2])
+            return self.first(features.transpose(1, 2)), last, self.table(lengths)
+
+    model, length = Tied(), torch.tensor([9])
+    features = torch.randn(1, 16, 9, generator=torch.Generator().manual_seed(0))
+    found = gather_input_means(model, [(features, length)])
+    seen = torch.cat([features[0], 2 * features[0, :, ::2]], 1)
+    assert list(found) == ["first.weight"]
+    np.testing.assert_allclose(found["first.weight"], seen.mean(1), atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 def test_bias_correction_brings_back_the_mean_of_every_output():
     """Exactly, for a product of one frame: the shift is what rounding took from E[W x]."""
     model, data = network(), batches()

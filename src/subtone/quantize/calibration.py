@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subtone.quantize.method import Batch
-from subtone.quantize.weights import quantizable_weights
+from subtone.quantize.weights import holders_of, quantizable_weights, weight_kind
 
 CHANNEL_AXIS: dict[str, int] = {"linear": -1, "pointwise": -2, "conv": -2, "depthwise": -2, "conv2d": -3}
 """Where a layer's input has its channels, counted from the end, so that a batch axis may lack."""
@@ -37,18 +37,17 @@ def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, 
     """Weight path -> the mean of each input channel (in,), over the valid frames of `batches`.
 
     The model runs in eval mode, one utterance at a time and cut to its length, so that no padding
-    enters a mean whatever the model's strides. Layers whose inputs cannot be watched (LSTM,
-    embeddings, attention's own weights) or that never ran are absent.
+    enters a mean whatever the model's strides. A weight that several layers share has one mean over
+    what enters any of them. Layers whose inputs cannot be watched (LSTM, embeddings, attention's own
+    weights) or that never ran are absent.
     """
-    watched = {
-        path: weight
-        for path, weight in quantizable_weights(model).items()
-        if weight.kind in CHANNEL_AXIS and weight.name == "weight"
-    }
+    layers = {path: layers_of(model, weight.parameter) for path, weight in quantizable_weights(model).items()}
+    watched = {path: of for path, of in layers.items() if of}
     means = {path: _Mean() for path in watched}
     handles = [
-        weight.module.register_forward_pre_hook(partial(_record, means[path], CHANNEL_AXIS[weight.kind]))
-        for path, weight in watched.items()
+        module.register_forward_pre_hook(partial(_record, means[path], axis))
+        for path, of in watched.items()
+        for module, axis in of
     ]
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -66,6 +65,16 @@ def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, 
     if watched and not seen:
         raise ValueError("calibration data holds no frame; give at least one utterance")
     return {path: _finite(path, mean) for path, mean in seen.items()}
+
+
+def layers_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, int]]:
+    """Every layer whose input `parameter` multiplies, and the axis of its channels; several where it is tied.
+
+    Not LSTM, embeddings and attention, which multiply something else or something of their own.
+    """
+    holders = [(module, name) for module, name in holders_of(model, parameter) if name == "weight"]
+    kinds = [(module, weight_kind(module, name)) for module, name in holders]
+    return [(module, CHANNEL_AXIS[kind]) for module, kind in kinds if kind in CHANNEL_AXIS]
 
 
 def _record(mean: _Mean, channel_axis: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:

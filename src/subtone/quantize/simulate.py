@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from subtone.models.checkpoints import Checkpoint, Quantization
+from subtone.quantize.calibration import layers_of
 from subtone.quantize.fake import fake_quantize_activations
 
 
 def simulate(network: nn.Module, quantization: Quantization) -> list[RemovableHandle]:
     """Make `network`, whose weights are the decoded ones, round its activations and shift its biases.
 
-    By hooks, so that the network stays plain torch; remove them by their handles. Channels lie
-    last for Linear and second for convolutions.
+    By hooks on every layer that holds such a weight (tied ones have several), so that the network
+    stays plain torch; remove them by their handles.
     """
     handles: list[RemovableHandle] = []
     for path in quantization.weights:
-        module = network.get_submodule(path.rpartition(".")[0])
-        channel_axis = -1 if isinstance(module, nn.Linear) else 1
         bits = quantization.activation_bits[path]
-        if bits:
-            handles.append(module.register_forward_pre_hook(_rounding(bits, channel_axis)))
-        if path in quantization.bias_shifts:
-            shift = torch.from_numpy(quantization.bias_shifts[path])
-            handles.append(module.register_forward_hook(_shifting(shift, channel_axis)))
+        for module, channel_axis in layers_of(network, network.get_parameter(path)):
+            if bits:
+                handles.append(module.register_forward_pre_hook(_rounding(bits, channel_axis)))
+            if path in quantization.bias_shifts:
+                shift = torch.from_numpy(quantization.bias_shifts[path])
+                handles.append(module.register_forward_hook(_shifting(shift, channel_axis)))
     return handles
 
 
@@ -48,7 +48,9 @@ def _rounding(bits: int, channel_axis: int) -> Callable[[nn.Module, tuple[Any, .
 
 
 def _shifting(shift: Tensor, channel_axis: int) -> Callable[..., Tensor]:
+    along_channels = shift.reshape(-1, *[1] * (-channel_axis - 1))
+
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + (shift if channel_axis == -1 else shift[:, None])
+        return output + along_channels
 
     return hook
