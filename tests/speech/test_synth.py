@@ -60,6 +60,19 @@ def test_the_vocabulary_is_words_of_the_labels() -> None:
     assert any("'" in word for word in words)
 
 
+def test_no_voice_of_training_is_a_near_twin_of_one_that_is_tested() -> None:
+    chosen = {variant for voices in VOICES.values() for variant in voices.variants.split()}
+    assert not chosen & {"f5", "m3", "edward2", "mike2"}
+
+
+def test_the_log_tells_how_the_voices_were_chosen() -> None:
+    root = Path(__file__).parents[2]
+    assert 'docs/lab-log.md, "the demo\'s corpus and training"' in Path(synth.__file__).read_text()
+    log = (root / "docs" / "lab-log.md").read_text()
+    entry = log.split("the demo's corpus and training\n")[1].split("\n## ")[0]
+    assert "not chosen blind" in entry
+
+
 def test_takes_stay_within_their_ranges_and_use_every_voice() -> None:
     takes = synth.plan("test", 2 * len(VOICES["test"].names()), seed=1)
     counts = [sum(take.voice == voice for take in takes) for voice in VOICES["test"].names()]
@@ -152,6 +165,20 @@ def test_one_seed_gives_one_corpus_and_another_seed_another(corpus: Corpus, tmp_
 def test_a_finished_corpus_is_not_made_again(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "speak_all", None)
     assert make_corpus(corpus.folder, **COUNTS, seed=3) == corpus
+
+
+def test_the_digest_changes_with_the_tables_the_ranges_and_espeak(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [synth.recipe_digest()]
+    assert digests == [synth.recipe_digest()]
+    voices = {**VOICES, "dev": dataclasses.replace(VOICES["dev"], variants="Mike")}
+    for name, value in (("COMMANDS", ("stop",)), ("VOICES", voices), ("PEAK", (0.1, 0.8))):
+        with monkeypatch.context() as patch:
+            patch.setattr(synth, name, value)
+            digests.append(synth.recipe_digest())
+    with monkeypatch.context() as patch:
+        patch.setattr(synth.metadata, "version", lambda package: f"{package} 99")
+        digests.append(synth.recipe_digest())
+    assert len(set(digests)) == 5
 
 
 def test_an_interrupted_corpus_leaves_nothing(tmp_path: Path) -> None:
