@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,64 @@ def test_a_folder_whose_exchange_fails_half_way_is_still_there(
         beside.mkdir()
     assert leftovers(tmp_path / "folder") == ["old"]
     assert leftovers(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_put_back_is_said_to_lie_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    real, calls = os.replace, []
+
+    def only_the_first_succeeds(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", only_the_first_succeeds)
+    message = r"nothing was written, .* before lies in .*\.old; rename it"
+    with pytest.raises(OSError, match=message) as caught, replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+    assert caught.value.filename == str(tmp_path / "folder")
+    (aside,) = tmp_path.iterdir()
+    assert str(aside) in str(caught.value)
+    assert leftovers(aside) == ["old"]
+
+
+def test_an_old_folder_that_cannot_be_removed_is_named_beside_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+
+    def refuses(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuses)
+    message = r"all was written, but .* is left in .*\.old; remove it"
+    with pytest.raises(PermissionError, match=message), replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+        (beside / "new").write_text("new")
+    assert leftovers(tmp_path / "folder") == ["new"]
+
+
+def test_a_last_flush_that_fails_does_not_unsay_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    real = os.fsync
+
+    def fails_for_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_for_folders)
+    with pytest.raises(OSError, match="all was written, but a power cut may still undo it") as caught:
+        write_text(tmp_path / "a.txt", "new")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert leftovers(tmp_path) == ["a.txt"]
 
 
 def test_a_ctrl_c_between_the_two_renames_puts_the_old_folder_back(

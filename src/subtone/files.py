@@ -17,35 +17,52 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     On any failure, Ctrl-C and a full disk included, what was written is removed and what stood at
     `path` is untouched. A folder replaces a folder, a file a file; a symbolic link is followed.
+
+    OSError names `path` and says what stands there now: what was there before, or the new one where
+    only what comes after the exchange failed (removing the old folder, the last flush to the disk).
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
+    aside = beside.with_suffix(".old")
     try:
         yield beside
         for written in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
             _sync(written)
         if beside.is_dir() and target.is_dir():
-            _exchange_folders(beside, target)
+            _exchange_folders(beside, target, aside)
         else:
             os.replace(beside, target)
-        _sync(target.parent)
     except OSError as error:
-        reason = f"{error.strerror or error}; nothing was written, what was there before is unchanged"
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+        now = f"lies in {aside}; rename it" if aside.exists() else "is unchanged"
+        raise _failure(error, path, f"nothing was written, what was there before {now}") from error
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise _failure(
+            error, path, f"all was written, but the folder it replaced is left in {aside}; remove it"
+        ) from error
+    try:
+        _sync(target.parent)
+    except OSError as error:
+        raise _failure(error, path, "all was written, but a power cut may still undo it") from error
 
 
-def _exchange_folders(new: Path, target: Path) -> None:
-    """`new` under the name of `target`, whose old folder goes only when that has succeeded.
+def _failure(error: OSError, path: Path | str, what_holds: str) -> OSError:
+    return OSError(error.errno or errno.EIO, f"{error.strerror or error}; {what_holds}", str(path))
+
+
+def _exchange_folders(new: Path, target: Path, aside: Path) -> None:
+    """`new` under the name of `target`, whose old folder then lies in `aside`.
 
     Two renames, since none exchanges folders everywhere: if the second fails, the first is undone.
     """
-    aside = new.with_suffix(".old")
     try:
         os.replace(target, aside)
         os.replace(new, target)
@@ -53,7 +70,6 @@ def _exchange_folders(new: Path, target: Path) -> None:
         if aside.exists() and not target.exists():
             os.replace(aside, target)
         raise
-    shutil.rmtree(aside)
 
 
 def _sync(path: Path) -> None:
