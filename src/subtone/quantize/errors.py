@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pydantic
 
+MARKS = {"subtone train": ("model", "steps"), "subtone quantize": ("method", "rules")}
+"""Command -> keys that every recipe for it has, and a recipe for the other never."""
 HIDDEN = "settings"
 """The part of a rule's location that does not stand in the file: (rules, 0, settings, bits)."""
 
@@ -14,10 +16,15 @@ HIDDEN = "settings"
 def one_line(error: pydantic.ValidationError, models: Sequence[type[pydantic.BaseModel]]) -> str:
     """The mistake that explains the others: `where.key=value`, what is needed, what to do.
 
-    A misspelt key comes first, because it usually makes another one missing. `models` are those
-    whose fields may stand where the mistake is.
+    A misspelt key comes first, because it usually makes another one missing; before it, that the
+    whole file is meant for another command. `models` are those whose fields may stand where the
+    mistake is.
     """
     mistakes = error.errors(include_url=False)
+    unknown = {entry["loc"] for entry in mistakes if entry["type"] == "extra_forbidden"}
+    for command, keys in MARKS.items():
+        if all((key,) in unknown for key in keys):
+            return f"{' and '.join(keys)} make this a recipe for `{command}`; give it to that command"
     mistake = next((entry for entry in mistakes if entry["type"] == "extra_forbidden"), mistakes[0])
     location = list(mistake["loc"])
     if location[2:3] == [HIDDEN]:
@@ -45,6 +52,8 @@ def one_line(error: pydantic.ValidationError, models: Sequence[type[pydantic.Bas
 def _nearest_key(key: str, depth: int, models: Sequence[type[pydantic.BaseModel]]) -> str:
     allowed_models = models[:1] if depth == 1 else models[1:]
     allowed = [name for model in allowed_models for name in model.model_fields if name != HIDDEN]
+    if not allowed:
+        return "there are none here; leave it out"
     near = difflib.get_close_matches(key, allowed, n=1)
     return f"did you mean {near[0]}?" if near else f"use one of {', '.join(allowed)}"
 
