@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -248,14 +250,86 @@ def test_wrong_paths_get_one_line(workplace: Path, tmp_path: Path) -> None:
     )
 
 
-def test_misuse_exits_with_2() -> None:
-    for arguments in (
-        ["evaluate"],
-        ["no-such-command"],
-        ["transcribe", "a", "b", "--no-such-option"],
-        ["evaluate", "a", "b", "--limit", "0"],
-    ):
-        assert subtone(*arguments, check=False).returncode == 2, arguments
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate", "missing argument 'file'; see `* evaluate --help`"),
+        ("train a.toml --train a --dev b", "missing option '--out'; see `* train --help`"),
+        ("no-such-command", "no such command 'no-such-command'; see `* --help`"),
+        ("data sinth", "no such command 'sinth'. Did you mean 'synth'? See `* data --help`"),
+        ("--jsn", "no such option: --jsn; see `* --help`"),
+        ("transcribe a b --nothing", "no such option: --nothing; see `* transcribe --help`"),
+        ("evaluate a b --limit 0", "invalid value for '--limit': *1; see `* evaluate --help`"),
+        ("evaluate a b --limit", "option '--limit' requires an argument; see `*subtone*--help`"),
+        ("inspect a b", "got unexpected extra argument*(b); see `* inspect --help`"),
+    ],
+    ids=lambda value: value.partition(" ")[0],
+)
+def test_misuse_is_one_line_that_names_the_help(arguments: str, message: str) -> None:
+    code, line = complaint(*arguments.split())
+    assert code == 2
+    assert fnmatchcase(line, f"subtone: {message}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["bench"]], ids=str)
+def test_no_command_at_all_is_answered_with_the_list_of_them(arguments: list[str]) -> None:
+    done = subtone(*arguments, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Commands:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect GONE",
+        "inspect SOUND/gone",
+        "inspect FOLDER",
+        "transcribe GONE SOUND",
+        "transcribe MODEL GONE",
+        "evaluate GONE FOLDER",
+        "evaluate MODEL GONE",
+        "compare GONE.jsonl GONE.jsonl",
+        "pack GONE OUT.subtone",
+        "pack FLOAT GONE/a.subtone",
+        "quantize GONE RECIPE --out OUT",
+        "quantize FLOAT GONE --out OUT",
+        "train GONE --train FOLDER --dev FOLDER --out OUT",
+        "train TRAINING --train GONE --dev FOLDER --out OUT",
+        "bench model GONE FOLDER MODEL",
+        "bench model FLOAT GONE MODEL",
+        "bench model FLOAT FOLDER GONE",
+        "data synth SOUND",
+        "data synth SOUND/a",
+    ],
+)
+def test_a_wrong_path_is_misuse_in_every_command(workplace: Path, tmp_path: Path, command: str) -> None:
+    paths = {
+        "GONE": tmp_path / "gone",
+        "SOUND": workplace / "0.wav",
+        "FOLDER": workplace,
+        "MODEL": workplace / "q8.subtone",
+        "FLOAT": workplace / "float",
+        "RECIPE": W8,
+        "TRAINING": ROOT / "recipes" / "train-demo.toml",
+        "OUT": tmp_path / "out",
+    }
+    words = re.sub("|".join(paths), lambda found: str(paths[found[0]]), command).split()
+    code, line = complaint(*words)
+    assert code == 2
+    assert re.search(rf"{re.escape(str(tmp_path))}|{re.escape(str(workplace))}", line)
+    assert "Errno" not in line
+
+
+def test_what_a_command_has_made_is_one_document_with_json(workplace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.subtone"
+    done = subtone("pack", workplace / "q8", file, "--json")
+    document = json.loads(done.stdout)
+    assert (document["file"], document["bytes"]) == (str(file), file.stat().st_size)
+    layers = json.loads(subtone("inspect", file, "--json").stdout)["layers"]
+    assert document["quantized_weights"] == sum(layer["bits"] < 32 for layer in layers)
+    assert done.stderr == ""
+    quiet = subtone("pack", workplace / "q8", file)
+    assert (quiet.stdout, quiet.stderr) == ("", f"{file}: {file.stat().st_size / 1e6:.2f} MB\n")
 
 
 def test_a_full_disk_leaves_nothing(workplace: Path) -> None:

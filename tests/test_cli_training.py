@@ -28,7 +28,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     (folder / "train.toml").write_text(TRAINING)
     (folder / "corrected.toml").write_text(CORRECTED)
-    subtone("data", "synth", folder / "corpus", "--num-train", 12, "--num-dev", 2, "--num-test", 3)
+    made = subtone(
+        "data", "synth", folder / "corpus", "--num-train", 12, "--num-dev", 2, "--num-test", 3, "--json"
+    )
+    corpus = json.loads(made.stdout)
+    assert corpus["utterances"] == {"train": 12, "dev": 2, "test": 3}
+    assert all(Path(manifest).is_file() for manifest in corpus["manifests"].values())
     subtone(*training(folder))
     return folder
 
@@ -50,8 +55,14 @@ def test_a_corpus_is_there_whole_and_once(workplace: Path) -> None:
 
 def test_a_finished_run_is_taken_as_it_is(workplace: Path) -> None:
     before = (workplace / "float" / "weights.safetensors").read_bytes()
-    subtone(*training(workplace))
+    document = json.loads(subtone(*training(workplace), "--json").stdout)
     assert (workplace / "float" / "weights.safetensors").read_bytes() == before
+    assert document["bytes"] == len(before)
+    assert document["checkpoint"] == str(workplace / "float")
+    assert (document["model"], document["steps"]) == ("quartznet-demo", 3)
+    dev = document["dev"]
+    wrong = dev["substitutions"] + dev["insertions"] + dev["deletions"]
+    assert dev["wer_percent"] == pytest.approx(100 * wrong / dev["words"], abs=1e-4)
 
 
 def test_a_trained_model_is_corrected_packed_and_heard(workplace: Path) -> None:

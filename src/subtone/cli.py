@@ -1,11 +1,13 @@
 """The command line: `subtone --help`.
 
 Torch is imported only inside the commands that need it. Results go to stdout (with --json: one
-document and nothing else), everything else to stderr. Exit codes: 0 done, 1 failed, 2 misused.
+document and nothing else), everything else to stderr. Exit codes: 0 done, 1 failed (the machine
+could not: a full disk, no rights, no memory), 2 misused (another command line or another file helps).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -26,20 +28,49 @@ if TYPE_CHECKING:
     from subtone.speech.recognize import Recognizer
 
 
+UsageError: Any = typer.BadParameter.__base__  # an unknown option and the like; typer exports no name for it
+WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
 class OneLineErrors(TyperGroup):
     """Commands whose every mistake ends in one line on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _one_line_errors():
+            return super().make_context(*args, **kwargs)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            print(self.get_help(ctx), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line_errors():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing was left half-written", 1)
-        except ValueError as error:
-            _fail(str(error), 2)
-        except ImportError as error:
-            _fail(f'{error}; this command needs more: pip install "subtone[train,peers]"', 1)
-        except (OSError, MemoryError) as error:
-            _fail(str(error) or type(error).__name__, 1)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left half-written", 1)
+    except UsageError as error:
+        text = error.format_message().strip().rstrip(".")
+        command = error.ctx.command_path if error.ctx else "subtone"
+        see = " See" if text.endswith("?") else "; see"
+        _fail(f"{text[:1].lower()}{text[1:]}{see} `{command} --help`", 2)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except ImportError as error:
+        _fail(f'{error}; this command needs more: pip install "subtone[train,peers]"', 1)
+    except OSError as error:
+        has_path = error.filename is not None and error.strerror is not None
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if has_path else str(error)
+        _fail(text or type(error).__name__, 2 if isinstance(error, WRONG_PATH) else 1)
+    except MemoryError as error:
+        _fail(str(error) or "out of memory", 1)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -51,18 +82,17 @@ app = typer.Typer(
     name="subtone",
     cls=OneLineErrors,
     help="Speech recognition below eight bits: quantize, pack and run ASR models on a plain CPU.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Make or read corpora.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(cls=OneLineErrors, help="Make or read corpora.", rich_markup_mode=None)
 bench_app = typer.Typer(
-    help="Measure speed beside other run times.", no_args_is_help=True, rich_markup_mode=None
+    cls=OneLineErrors, help="Measure speed beside other run times.", rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-log = Console(stderr=True)
+log = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 PLAIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 
@@ -91,6 +121,14 @@ def _show(document: Any, *, as_json: bool, table: Any) -> None:
         print()
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def _say(document: dict[str, Any], *, as_json: bool, line: str) -> None:
+    """What a command made: `document` on stdout with --json, else `line` on stderr."""
+    if as_json:
+        _show(document, as_json=True, table=None)
+    else:
+        log.print(line)
 
 
 def _recognizer(path: Path, threads: int) -> Recognizer:
@@ -126,6 +164,8 @@ def _heard(path: Path, manifest: Path | None, limit: int | None, threads: int) -
     from subtone.report.evaluate import load_heard
 
     if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file; name a model, or what `subtone evaluate --save` wrote")
         return load_heard(path)
     if manifest is None:
         raise ValueError(f"{path} is a model, which needs a MANIFEST to hear; add it behind A and B")
@@ -158,6 +198,7 @@ def data_synth(
     num_dev: Annotated[int, typer.Option(min=0)] = 100,
     num_test: Annotated[int, typer.Option(min=0)] = 300,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make a spoken corpus of digits and commands; test voices are never heard in training.
 
@@ -169,7 +210,15 @@ def data_synth(
         corpus = make_corpus(
             folder, num_train=num_train, num_dev=num_dev, num_test=num_test, seed=seed, progress=move
         )
-    log.print(f"{corpus.folder}: {num_train} + {num_dev} + {num_test} utterances")
+    counts = {"train": num_train, "dev": num_dev, "test": num_test}
+    document = {
+        "corpus": str(corpus.folder),
+        "manifests": {split: str(corpus.manifest(split)) for split in counts},
+        "utterances": counts,
+        "seed": seed,
+    }
+    line = f"{corpus.folder}: {num_train} + {num_dev} + {num_test} utterances"
+    _say(document, as_json=as_json, line=line)
 
 
 @app.command()
@@ -180,45 +229,71 @@ def train(
     out: Annotated[
         Path, typer.Option(help="Folder of the checkpoint; the state of the run lies in OUT.run.")
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Train a float model; a killed run goes on where it was.
 
     Example: subtone train recipes/train-demo.toml --train corpus/train --dev corpus/dev --out float/
     """
-    from subtone.models.checkpoints import check_can_save, save_checkpoint
+    from subtone.models.checkpoints import WEIGHTS_FILE, check_can_save, save_checkpoint
     from subtone.speech.data import read_manifest
     from subtone.train import TrainSettings, fit
 
     check_can_save(out)
     settings = TrainSettings.load(recipe)
+    run = out.with_name(f"{out.name}.run")
     with progress_bar(f"training {settings.model}") as move:
         fitted = fit(
-            out.with_name(f"{out.name}.run"),
+            run,
             settings=settings,
             train=read_manifest(train_manifest),
             dev=read_manifest(dev_manifest),
             progress=move,
         )
     save_checkpoint(out, fitted.checkpoint)
-    log.print(f"{out}: dev WER {100 * fitted.dev_errors.rate:.2f} %")
+    errors = fitted.dev_errors
+    document = {
+        "checkpoint": str(out),
+        "run": str(run),
+        "bytes": (out / WEIGHTS_FILE).stat().st_size,
+        "model": settings.model,
+        "recipe": settings.name,
+        "steps": settings.steps,
+        "dev": {
+            "wer_percent": round(100 * errors.rate, 4) if errors.words else None,
+            **dataclasses.asdict(errors),
+        },
+    }
+    _say(document, as_json=as_json, line=f"{out}: dev WER {100 * errors.rate:.2f} %")
 
 
 @app.command()
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/ptq-w8.toml.")],
-    out: Annotated[Path, typer.Option(help="Folder of the quantized checkpoint.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the quantized checkpoint; with --train, the run lies in OUT.run.")
+    ],
+    train_manifest: Annotated[
+        Path | None, typer.Option("--train", help="Manifest to learn from meanwhile, as [training] says.")
+    ] = None,
+    dev_manifest: Annotated[
+        Path | None, typer.Option("--dev", help="Manifest to watch progress on, after every epoch.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Manifest whose sound bias correction hears.")
     ] = None,
     limit: Limit = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Bring a checkpoint's weights to few bits, as a recipe says.
+    """Bring a checkpoint's weights to few bits, as a recipe says; at once, or trained by --train.
+
+    --limit is of --train or --calibration. A killed training goes on where it was.
 
     Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
     """
     from subtone.models.checkpoints import check_can_save, load_checkpoint, save_checkpoint
-    from subtone.quantize.apply import quantize_checkpoint
+    from subtone.quantize.apply import check_sound, quantize_checkpoint
     from subtone.quantize.rules import Recipe
     from subtone.speech.data import read_manifest, spread
 
@@ -226,25 +301,57 @@ def quantize(
         raise ValueError(f"out={out} is the float checkpoint itself; choose another folder")
     check_can_save(out)
     settings = Recipe.load(recipe)
-    if calibration and not any(rule.settings.bias_correction for rule in settings.rules):
-        raise ValueError(
-            f"recipe {settings.name} hears nothing; leave out --calibration, or set bias_correction = true"
-        )
-    if limit and not calibration:
-        raise ValueError(f"limit={limit} has no effect without --calibration; leave it out")
+    check_sound(settings, has_calibration=bool(calibration), is_trained=bool(train_manifest))
+    heard = train_manifest or calibration
+    if limit and not heard:
+        raise ValueError(f"limit={limit} has no effect without --train or --calibration; leave it out")
+    if dev_manifest and not train_manifest:
+        raise ValueError(f"dev={dev_manifest} has no effect without --train; leave it out")
     source = load_checkpoint(checkpoint)
-    utterances = spread(read_manifest(calibration), limit) if calibration else []
-    with progress_bar("quantizing") as move:
-        result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)
+    utterances = spread(read_manifest(heard), limit) if heard else []
+    curve: list[dict[str, float]] = []
+    if train_manifest:
+        from subtone.train.tune import tune
+
+        dev = read_manifest(dev_manifest) if dev_manifest else []
+        run = out.with_name(f"{out.name}.run")
+        with progress_bar(f"training by {settings.name}") as move:
+            tuned = tune(run, source, settings, train=utterances, dev=dev, progress=move)
+        result, curve = tuned.checkpoint, tuned.curve
+    else:
+        with progress_bar("quantizing") as move:
+            result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)
     save_checkpoint(out, result)
     assert result.quantization is not None
-    log.print(f"{out}: {len(result.quantization.weights)} weights by {settings.name}")
+    document = {
+        "checkpoint": str(out),
+        "weights": len(result.quantization.weights),
+        "recipe": dict(result.quantization.recipe),
+        "curve": curve,
+    }
+    log.print(f"{out}: {document['weights']} weights by {settings.name}")
+    if as_json:
+        _show(document, as_json=True, table=None)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the ways to few bits: what each does, whether it trains, and its recipes.
+
+    Example: subtone methods
+    """
+    from subtone.quantize import describe_methods
+    from subtone.report.tables import methods as table_of
+
+    document = describe_methods()
+    _show(document, as_json=as_json, table=None if as_json else table_of(document))
 
 
 @app.command()
 def pack(
     checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
     file: Annotated[Path, typer.Argument(help="The packed file to write.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as one packed file that runs without torch.
 
@@ -253,6 +360,7 @@ def pack(
     from subtone.export.package import package
     from subtone.models.checkpoints import load_checkpoint
     from subtone.pack import write_packed
+    from subtone.qtensor import QTensor
 
     if file.suffix != ".subtone":
         raise ValueError(f"file={file} must end in .subtone")
@@ -266,7 +374,16 @@ def pack(
         move(2, 3)
         write_packed(file, model)
         move(3, 3)
-    log.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+    num_bytes = file.stat().st_size
+    document = {
+        "file": str(file),
+        "bytes": num_bytes,
+        "checkpoint": str(checkpoint),
+        "parameters": model.provenance["parameters"],
+        "operations": len(model.program.ops),
+        "quantized_weights": sum(isinstance(value, QTensor) for value in model.constants.values()),
+    }
+    _say(document, as_json=as_json, line=f"{file}: {num_bytes / 1e6:.2f} MB")
 
 
 @app.command()
@@ -383,6 +500,9 @@ def bench_model(
     from subtone.report.race import race_models
     from subtone.report.tables import race
 
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is not a file; name files that `subtone pack` wrote")
     threads = threads or len(os.sched_getaffinity(0))
     with progress_bar("racing") as move:
         document = race_models(
