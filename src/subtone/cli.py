@@ -1,8 +1,7 @@
 """The command line: `subtone --help`.
 
 Torch is imported only inside the commands that need it. Results go to stdout (with --json: one
-document and nothing else), everything else to stderr. Exit codes: 0 done, 1 failed (the machine
-could not: a full disk, no rights, no memory), 2 misused (another command line or another file helps).
+document and nothing else), everything else to stderr. Exit codes: 0 done, 1 failed, 2 misused.
 """
 
 from __future__ import annotations
@@ -14,68 +13,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from typer.core import TyperGroup
 
+from subtone.command_errors import OneLineErrors
 from subtone.files import write_text
 
 if TYPE_CHECKING:
     from subtone.report.evaluate import Heard
     from subtone.speech.recognize import Recognizer
-
-
-UsageError: Any = typer.BadParameter.__base__  # an unknown option and the like; typer exports no name for it
-WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-
-
-class OneLineErrors(TyperGroup):
-    """Commands whose every mistake ends in one line on stderr and an exit code."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _one_line_errors():
-            return super().make_context(*args, **kwargs)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args:
-            print(self.get_help(ctx), file=sys.stderr)
-            ctx.exit(2)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _one_line_errors():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was left half-written", 1)
-    except UsageError as error:
-        text = error.format_message().strip().rstrip(".")
-        command = error.ctx.command_path if error.ctx else "subtone"
-        see = " See" if text.endswith("?") else "; see"
-        _fail(f"{text[:1].lower()}{text[1:]}{see} `{command} --help`", 2)
-    except ValueError as error:
-        _fail(str(error), 2)
-    except ImportError as error:
-        _fail(f'{error}; this command needs more: pip install "subtone[train,peers]"', 1)
-    except OSError as error:
-        has_path = error.filename is not None and error.strerror is not None
-        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if has_path else str(error)
-        _fail(text or type(error).__name__, 2 if isinstance(error, WRONG_PATH) else 1)
-    except MemoryError as error:
-        _fail(str(error) or "out of memory", 1)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    print(f"subtone: {' '.join(text.split())}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 app = typer.Typer(
