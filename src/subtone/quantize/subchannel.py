@@ -38,8 +38,8 @@ class SubChannelOptions(pydantic.BaseModel):
 
     * `scale_gradient`: the gradient flows into the smallest and the largest weight of each cell, which
       set its range (int2, section 2.3); off, straight-through only.
-    * `msqe_weight`: of the squared quantization error, *summed* over all weights (int2, Table 2, E2;
-      the paper prints neither its weight nor sum or mean). A weight is then drawn to its grid by
+    * `msqe_weight`: of the squared quantization error, *summed* over all weights (int2, Table 2, E2,
+      which has their mean and prints no weight). A weight is then drawn to its grid by
       `2 * msqe_weight * error` whatever the size of the model, as by a weight decay towards the grid.
     """
 
