@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from subtone.quantize import METHODS
+
 TRAINING = 'name = "t"\nmodel = "quartznet-demo"\nsteps = 3\nbatch_s = 10.0\nlearning_rate = 0.001\n'
 CORRECTED = (
     'name = "c"\nmethod = "linear"\n[[rules]]\nbits = 4\nbias_correction = true\nactivations = "dynamic"\n'
@@ -112,3 +114,58 @@ def test_the_peers_compute_the_same(workplace: Path, tmp_path: Path) -> None:
         # Float32 sums in another order, eight layers of at most 192 terms.
         bound = 8 * 192 * np.finfo(np.float32).eps * np.abs(expected).max()
         assert np.abs(session.run(None, {"features": features})[0] - expected).max() <= bound
+
+
+TUNED = """
+name = "tuned"
+method = "native"
+[training]
+steps = 4
+batch_s = 8.0
+epoch_s = 8.0
+learning_rate = 0.001
+recalibration_batches = 1
+[[rules]]
+bits = 4
+activations = "dynamic"
+"""
+
+
+def test_a_checkpoint_is_trained_to_few_bits_packed_and_heard(workplace: Path) -> None:
+    (workplace / "tuned.toml").write_text(TUNED)
+    corpus = workplace / "corpus"
+    command = ["quantize", workplace / "float", workplace / "tuned.toml", "--out", workplace / "t4"]
+    sound = ["--train", corpus / "train", "--dev", corpus / "dev"]
+    document = json.loads(subtone(*command, *sound, "--json").stdout)
+    assert document["recipe"]["training"]["steps"] == 4
+    assert [row["step"] for row in document["curve"]][-1] == 4
+    assert all(row["dev_wer_percent"] >= 0 and row["loss"] > 0 for row in document["curve"])
+    subtone("pack", workplace / "t4", workplace / "t4.subtone")
+    described = json.loads(subtone("inspect", workplace / "t4.subtone", "--json").stdout)
+    assert {layer["bits"] for layer in described["layers"]} == {4}
+    subtone("evaluate", workplace / "t4.subtone", corpus / "test", "--json")
+
+
+def test_options_of_training_without_it_are_refused(workplace: Path) -> None:
+    (workplace / "tuned.toml").write_text(TUNED)
+    corpus = workplace / "corpus"
+    command = ["quantize", workplace / "float", workplace / "tuned.toml", "--out", workplace / "t5"]
+    assert "has no effect without --train" in subtone(*command, "--dev", corpus / "dev", code=2).stderr
+    assert "has no effect without" in subtone(*command, "--limit", 3, code=2).stderr
+    both = subtone(*command, "--train", corpus / "train", "--calibration", corpus / "train", code=2)
+    assert "exclude each other" in both.stderr
+    command[2] = workplace / "corrected.toml"
+    assert "bias_correction=true" in subtone(*command, "--train", corpus / "train", code=2).stderr
+    assert not (workplace / "t5").exists()
+    assert not (workplace / "t5.run").exists()
+
+
+def test_every_method_is_listed_with_its_recipes() -> None:
+    rows = {row["method"]: row for row in json.loads(subtone("methods", "--json").stdout)}
+    assert set(rows) == set(METHODS)
+    for name, row in rows.items():
+        assert row["what"].endswith("."), name
+        assert row["recipes"], name
+        assert row["trains"] == (name != "linear")
+    assert "ptq-w8" in rows["linear"]["recipes"]
+    assert "s8bqat" in subtone("methods").stdout

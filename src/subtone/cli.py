@@ -52,6 +52,10 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
 
 def main() -> None:
     """Run the command line."""
+    # libgomp's threads spin while they wait: on shared cores that takes them from the thread that works
+    # (docs/lab-log.md: a training four times as fast beside other work, as fast alone).
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     app()
 
 
@@ -278,9 +282,7 @@ def quantize(
         "recipe": dict(result.quantization.recipe),
         "curve": curve,
     }
-    log.print(f"{out}: {document['weights']} weights by {settings.name}")
-    if as_json:
-        _show(document, as_json=True, table=None)
+    _say(document, as_json=as_json, line=f"{out}: {document['weights']} weights by {settings.name}")
 
 
 @app.command()

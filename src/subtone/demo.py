@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import subtone
 from subtone.export.package import package
 from subtone.models.checkpoints import WEIGHTS_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from subtone.pack import write_packed
 from subtone.quantize.apply import quantize_checkpoint
 from subtone.quantize.rules import Recipe
+from subtone.quantize.shipped import shipped_recipe
 from subtone.speech.data import read_manifest
 from subtone.speech.synth import Corpus, make_corpus
 from subtone.train import TrainSettings, fit
@@ -102,13 +102,3 @@ def hear(model: Path, corpus: Corpus, *, needs_torch: bool = False) -> dict[str,
     if done.returncode:
         raise OSError(f"evaluating {model} failed; what it said stands above")
     return json.loads(done.stdout)
-
-
-def shipped_recipe(name: str) -> Path:
-    """The recipe called `name`: of the checkout this runs from, else as installed with the package."""
-    places = [Path(__file__).parents[2], *map(Path, subtone.__path__)]
-    for place in places:
-        path = place / "recipes" / f"{name}.toml"
-        if path.is_file():
-            return path
-    raise ValueError(f"recipe {name} was not installed with this package; install it again")

@@ -54,7 +54,8 @@ def test_the_forward_pass_sees_the_function_of_every_weight(name, is_training):
         for weight in quantizable_weights(twin).values():
             weight.parameter.mul_(0.5)
         halved(model)
-        assert torch.equal(output_of(model, name), output_of(twin, name))
+        # In eval mode torch has a fused attention, which sums in another order, for plain modules only.
+        torch.testing.assert_close(output_of(model, name), output_of(twin, name))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -82,7 +82,7 @@ def test_other_settings_do_not_resume_a_run(whole, parts) -> None:
 
 
 def test_other_data_do_not_resume_a_run(whole, parts) -> None:
-    with pytest.raises(ValueError, match="learns from other data; choose another folder"):
+    with pytest.raises(ValueError, match="learns from other data"):
         fit(whole[0], settings=SETTINGS, **{**parts, "train": parts["train"][1:]})
 
 
@@ -129,10 +129,10 @@ def test_what_cannot_be_trained_is_refused(parts, tmp_path: Path) -> None:
     for name in ("train", "dev"):
         with pytest.raises(ValueError, match=f"{name} has no utterances"):
             fit(tmp_path, settings=SETTINGS, **{**parts, name: []})
-    spelled = [dataclasses.replace(train[0], text="über")]
-    with pytest.raises(ValueError, match=r"character 'ü' of 'über' is no label"):
+    spelled = [dataclasses.replace(train[0], text="route 7")]
+    with pytest.raises(ValueError, match=r"text='route 7' holds digits"):
         fit(tmp_path, settings=SETTINGS, train=spelled, dev=dev)
     hurried = [dataclasses.replace(train[0], text="one " * 100)]
-    with pytest.raises(ValueError, match=r"frames for 400 labels of 'one one .*leave it out of train"):
+    with pytest.raises(ValueError, match=r"frames for 399 labels of 'one one .*leave it out of train"):
         fit(tmp_path, settings=SETTINGS, train=hurried, dev=dev)
     assert not (tmp_path / STATE_NAME).exists()

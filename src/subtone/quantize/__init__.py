@@ -6,6 +6,8 @@ METHODS names every method; adding one is one file and one line here.
 from __future__ import annotations
 
 import difflib
+import tomllib
+from typing import Any
 
 from subtone.models.checkpoints import Quantization
 from subtone.quantize.acosr import ACosR
@@ -17,6 +19,7 @@ from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.native import Native
 from subtone.quantize.rules import Recipe, Rule, Settings, assign
 from subtone.quantize.s8bqat import S8BQAT
+from subtone.quantize.shipped import shipped_recipes
 from subtone.quantize.subchannel import SubChannel
 from subtone.quantize.weights import quantizable_weights, weight_kind
 
@@ -40,6 +43,24 @@ def method_of(recipe: Recipe) -> Method:
     return METHODS[recipe.method](recipe)
 
 
+def describe_methods() -> list[dict[str, Any]]:
+    """A row a method: `method`, `what` (its first sentence), `trains`, and `recipes`, those shipped."""
+    recipes: dict[str, list[str]] = {name: [] for name in METHODS}
+    for name, path in shipped_recipes().items():
+        method = tomllib.loads(path.read_text(encoding="utf-8")).get("method")
+        if method in recipes:
+            recipes[method].append(name)
+    return [
+        {
+            "method": name,
+            "what": " ".join((method.__doc__ or "").split("\n\n")[0].split()).partition(": ")[2],
+            "trains": issubclass(method, TrainingMethod),
+            "recipes": recipes[name],
+        }
+        for name, method in METHODS.items()
+    ]
+
+
 __all__ = [
     "METHODS",
     "Batch",
@@ -51,6 +72,7 @@ __all__ = [
     "TrainingMethod",
     "assign",
     "decoded_twin",
+    "describe_methods",
     "fake_quantize_activations",
     "fake_quantize_weight",
     "gather_input_means",

@@ -39,6 +39,22 @@ def quantize_checkpoint(
     )
 
 
+def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> None:
+    """ValueError if sound is given that `recipe` has no use for."""
+    corrects = any(rule.settings.bias_correction for rule in recipe.rules)
+    if has_calibration and is_trained:
+        raise ValueError("--calibration and --train exclude each other; leave one out")
+    if has_calibration and not corrects:
+        raise ValueError(
+            f"recipe {recipe.name} hears nothing; leave out --calibration, or set bias_correction = true"
+        )
+    if is_trained and corrects:
+        raise ValueError(
+            f"recipe {recipe.name}: bias_correction=true is for weights that are not trained; remove it, or "
+            "give --calibration in place of --train"
+        )
+
+
 def _features(
     utterances: Sequence[Utterance], front_end: FrontEnd, progress: Callable[[int, int], None] | None
 ) -> Iterator[Batch]:

@@ -214,6 +214,7 @@ class Recipe(pydantic.BaseModel):
     """A method, its options and its rules, as one TOML file says them.
 
     `options` are the method's own (a schedule, the weight of a penalty); the method checks them.
+    `training` says how long and how fast a checkpoint is trained meanwhile; subtone.train checks it.
     """
 
     model_config = STRICT
@@ -221,6 +222,7 @@ class Recipe(pydantic.BaseModel):
     name: str
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
     rules: Annotated[tuple[Rule, ...], Field(strict=False)]
 
     @classmethod
@@ -275,8 +277,9 @@ class Recipe(pydantic.BaseModel):
                         **rule.settings.model_dump(mode="json", exclude={"keep_float"}, exclude_none=True),
                     }
                 )
-        options = {"options": self.options} if self.options else {}
-        return {"name": self.name, "method": self.method, **options, "rules": rules}
+        tables = {"options": self.options, "training": self.training}
+        given = {name: table for name, table in tables.items() if table}
+        return {"name": self.name, "method": self.method, **given, "rules": rules}
 
 
 def assign(recipe: Recipe, model: nn.Module) -> dict[str, Settings]:

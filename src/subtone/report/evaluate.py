@@ -25,7 +25,7 @@ from subtone.report.machine import peak_memory_mb
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.recognize import Recognizer
-from subtone.speech.text import WordErrors, word_errors
+from subtone.speech.text import WordErrors, reference_of, word_errors
 
 BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 20221
@@ -65,14 +65,7 @@ def evaluate(
     heard = []
     names = names_of([utterance.audio_path for utterance in utterances])
     for index, utterance in enumerate(utterances):
-        lost = {character for character in utterance.text if character.isdigit()} - {
-            *recognizer.tokenizer.labels
-        }
-        if lost:
-            raise ValueError(
-                f"{utterance.audio_path}: text={utterance.text!r:.60} holds digits, which the model cannot spell; "
-                "write numbers out in the manifest"
-            )
+        reference = reference_of(utterance.text, recognizer.tokenizer, utterance.audio_path)
         samples = read_audio(utterance.audio_path, recognizer.front_end.rate_hz)
         start = time.perf_counter()
         hypothesis = recognizer.hear(samples)
@@ -82,7 +75,7 @@ def evaluate(
                 audio=names[index],
                 speaker=utterance.speaker,
                 duration_s=len(samples) / recognizer.front_end.rate_hz,
-                reference=recognizer.tokenizer.normalize(utterance.text),
+                reference=reference,
                 hypothesis=hypothesis,
                 seconds=seconds,
             )

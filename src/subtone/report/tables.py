@@ -45,6 +45,18 @@ def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def methods(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a method, of `quantize.describe_methods`."""
+    table = Table(show_lines=True)
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does", ratio=2)
+    table.add_column("trains")
+    table.add_column("recipes", ratio=2)
+    for row in rows:
+        table.add_row(row["method"], row["what"], "yes" if row["trains"] else "no", ", ".join(row["recipes"]))
+    return table
+
+
 def comparison(document: Mapping[str, Any]) -> Group:
     """The difference of two models, and the first utterances that they heard differently."""
     low, high = document["difference_interval_percent"]

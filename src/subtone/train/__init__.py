@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from subtone.train.callbacks import Quantize
 from subtone.train.fit import Fitted, fit
 from subtone.train.module import CtcModule
-from subtone.train.settings import TrainSettings
+from subtone.train.settings import TrainSettings, TuneSettings
+from subtone.train.tune import Tuned, tune
 
 if TYPE_CHECKING:
     from subtone.train.hf_callback import HfQuantize
@@ -23,4 +24,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["CtcModule", "Fitted", "HfQuantize", "Quantize", "TrainSettings", "fit"]
+__all__ = [
+    "CtcModule",
+    "Fitted",
+    "HfQuantize",
+    "Quantize",
+    "TrainSettings",
+    "TuneSettings",
+    "Tuned",
+    "fit",
+    "tune",
+]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -23,7 +22,6 @@ import soxr
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
-from lhotse.dataset import DynamicBucketingSampler
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,11 +30,10 @@ from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer, reference_of
+from subtone.train.epochs import Epochs
 
 MAX_CACHE_BYTES = 4 * 2**30
 """Features kept in memory: 40 hours at 64 float32 a frame."""
-MOST_BUCKETS = 10
-CUTS_PER_BUCKET = 64
 
 
 class Batch(NamedTuple):
@@ -195,22 +192,16 @@ def path_of(cut: MonoCut) -> str:
 
 
 def loader(
-    cuts: CutSet, dataset: FeatureDataset, *, batch_s: float, seed: int, is_shuffled: bool, epoch: int = 0
+    cuts: CutSet,
+    dataset: FeatureDataset,
+    *,
+    batch_s: float,
+    epoch_s: float | None = None,
+    seed: int,
+    is_shuffled: bool,
+    epoch: int = 0,
 ) -> DataLoader[Batch]:
-    """Batches of up to `batch_s` seconds, padding included; every cut once an epoch, from `epoch` on."""
-    durations_s = [cut.duration for cut in cuts]
-    num_buckets = min(MOST_BUCKETS, max(2, len(durations_s) // CUTS_PER_BUCKET))
-    borders_s = np.quantile(durations_s, np.linspace(0, 1, num_buckets + 1)[1:-1])
-    with warnings.catch_warnings():
-        # It would save memory to read cuts lazily; they take a few MB, and are made here anyway.
-        warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
-        sampler = DynamicBucketingSampler(
-            cuts,
-            max_duration=batch_s,
-            duration_bins=np.unique(borders_s).tolist(),
-            shuffle=is_shuffled,
-            drop_last=False,
-            seed=seed,
-        )
-    sampler.set_epoch(epoch)
-    return DataLoader(dataset, sampler=sampler, batch_size=None)
+    """Batches of up to `batch_s` seconds, padding included, from `epoch` on; see Epochs."""
+    epochs = Epochs(cuts, batch_s=batch_s, epoch_s=epoch_s, seed=seed, is_shuffled=is_shuffled)
+    epochs.set_epoch(epoch)
+    return DataLoader(dataset, sampler=epochs, batch_size=None)

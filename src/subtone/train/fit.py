@@ -12,21 +12,23 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import nn
 
-from subtone.models import build, preset
+from subtone.models import Network, build, preset
 from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer, WordErrors
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader
 from subtone.train.module import CtcModule
-from subtone.train.settings import TrainSettings
+from subtone.train.settings import Learning, TrainSettings
 
+Precision = Literal["32-true", "bf16-mixed"]
 STATE_NAME = "training.ckpt"
 ENGLISH = CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'"))
 
@@ -64,52 +66,86 @@ def fit(
         ValueError: no utterances, a text that the labels cannot spell or that is too long for its
             sound, a state in `folder` that belongs to other settings.
     """
-    folder = Path(folder)
+    if not dev:
+        raise ValueError("dev has no utterances; give at least one")
     front_end = front_end or FrontEnd()
     torch.manual_seed(settings.seed)
     config = dataclasses.replace(
         preset(settings.model), num_features=front_end.num_mels, num_outputs=len(tokenizer.labels) + 1
     )
     network = build(config.to_json())
-    frames_per_step = cast(int, network.frames_per_step)
-    check_utterances("train", train, front_end, tokenizer, frames_per_step, fastest=max(settings.speeds))
-    check_utterances("dev", dev, front_end, tokenizer, frames_per_step, fastest=1.0)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = folder / STATE_NAME
-    data = digest_of(train, front_end, tokenizer)
-    epoch = epoch_to_resume(state, settings, data) if state.is_file() else 0
-    train_loader, dev_loader = (
-        loader(
-            cuts_of(utterances, rate_hz=front_end.rate_hz, speeds=speeds),
-            FeatureDataset(front_end, tokenizer),
-            batch_s=settings.batch_s,
-            seed=settings.seed,
-            is_shuffled=is_shuffled,
-            epoch=epoch,
-        )
-        for utterances, speeds, is_shuffled in ((train, settings.speeds, True), (dev, (1.0,), False))
-    )
-    module = CtcModule(network, tokenizer=tokenizer, settings=settings, data=data)
-    with quiet_lightning(), plain_interrupt():
-        trainer = make_trainer(folder, settings, progress)
-        ckpt_path = state if state.is_file() else None
-        trainer.fit(module, train_loader, dev_loader, ckpt_path=ckpt_path, weights_only=True)
-        trainer.validate(module, dev_loader, verbose=False)
+    module = CtcModule(network, tokenizer=tokenizer, settings=settings)
+    run(folder, module, train=train, dev=dev, front_end=front_end, progress=progress)
     checkpoint = Checkpoint(network=network.cpu().eval(), front_end=front_end, tokenizer=tokenizer)
     return Fitted(checkpoint=checkpoint, dev_errors=module.errors)
 
 
-def digest_of(train: Sequence[Utterance], front_end: FrontEnd, tokenizer: CharTokenizer) -> str:
-    """What a run learns from, so that another corpus is not taken for it: who says what in which file
-    of how many bytes, its features and its labels."""
+def run(
+    folder: Path | str,
+    module: CtcModule,
+    *,
+    train: Sequence[Utterance],
+    dev: Sequence[Utterance],
+    front_end: FrontEnd,
+    progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    precision: Precision | None = None,
+) -> None:
+    """Train `module` as its settings say, from the state in `folder` if there is one; see `fit`.
+
+    `dev` may be empty; otherwise `module.errors` are those of the last step on it.
+    """
+    folder, settings = Path(folder), module.settings
+    network = cast(Network, module.network)
+    check_utterances(
+        "train", train, front_end, module.tokenizer, network.frames_per_step, fastest=max(settings.speeds)
+    )
+    if dev:
+        check_utterances("dev", dev, front_end, module.tokenizer, network.frames_per_step, fastest=1.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / STATE_NAME
+    module.data = digest_of(train, front_end, module.tokenizer, network)
+    epoch = epoch_to_resume(state, settings, module.data) if state.is_file() else 0
+    dataset = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
+    train_loader = loader(
+        cuts_of(train, rate_hz=front_end.rate_hz, speeds=settings.speeds),
+        dataset,
+        batch_s=settings.batch_s,
+        epoch_s=settings.epoch_s,
+        seed=settings.seed,
+        is_shuffled=True,
+        epoch=epoch,
+    )
+    dev_loader = None
+    if dev:
+        dev_cuts = cuts_of(dev, rate_hz=front_end.rate_hz)
+        dev_set = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
+        dev_loader = loader(
+            dev_cuts, dev_set, batch_s=settings.batch_s, seed=settings.seed, is_shuffled=False
+        )
+    with quiet_lightning(), plain_interrupt():
+        trainer = make_trainer(folder, settings, progress, callbacks, precision)
+        ckpt_path = state if state.is_file() else None
+        trainer.fit(module, train_loader, dev_loader, ckpt_path=ckpt_path, weights_only=True)
+
+
+def digest_of(
+    train: Sequence[Utterance], front_end: FrontEnd, tokenizer: CharTokenizer, network: nn.Module
+) -> str:
+    """What a run begins with, so that another is not taken for it: who says what in which file of how
+    many bytes, its features and its labels, and the weights before the first step."""
     facts = [
         (item.audio_path.name, item.audio_path.stat().st_size, item.text, item.speaker) for item in train
     ]
     document = [facts, front_end.to_json(), tokenizer.to_json()]
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def epoch_to_resume(state: Path, settings: TrainSettings, data: str) -> int:
+def epoch_to_resume(state: Path, settings: Learning, data: str) -> int:
     """The epoch after the one at whose end `state` was written; ValueError if it is another run's.
 
     The sampler must know it beforehand: Lightning draws the first batches before it tells it.
@@ -121,7 +157,10 @@ def epoch_to_resume(state: Path, settings: TrainSettings, data: str) -> int:
         raise ValueError(f"{state} is damaged, or of another version; remove it to start over") from error
     ours = settings.model_dump(mode="json")
     if their_data != data:
-        raise ValueError(f"the run begun in {state.parent} learns from other data; choose another folder")
+        raise ValueError(
+            f"the run begun in {state.parent} learns from other data, or began with other weights; choose "
+            "another folder"
+        )
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise ValueError(
@@ -132,7 +171,11 @@ def epoch_to_resume(state: Path, settings: TrainSettings, data: str) -> int:
 
 
 def make_trainer(
-    folder: Path, settings: TrainSettings, progress: Callable[[int, int], None] | None
+    folder: Path,
+    settings: Learning,
+    progress: Callable[[int, int], None] | None,
+    callbacks: Sequence[Callback],
+    precision: Precision | None,
 ) -> lightning.Trainer:
     """Lightning's part: the loop, clipping, devices and the state on disk."""
     on_gpu = torch.cuda.is_available()
@@ -146,12 +189,12 @@ def make_trainer(
         default_root_dir=folder,
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
-        precision="bf16-mixed" if on_gpu else "32-true",
+        precision=precision or ("bf16-mixed" if on_gpu else "32-true"),
         # Watch counts the steps: a Trainer with max_steps that resumes at an epoch's end counts that
         # epoch twice (2.6.6), and tells the sampler so.
         max_epochs=-1,
         gradient_clip_val=settings.clip_norm,
-        callbacks=[keep_state, Watch(settings.steps, progress)],
+        callbacks=[keep_state, Watch(settings.steps, progress), *callbacks],
         use_distributed_sampler=False,  # Lhotse's sampler splits between processes itself
         num_sanity_val_steps=0,
         logger=False,
@@ -191,6 +234,9 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # Features lie in memory; a worker process would only copy them.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # A dev set is a choice, and so are BatchNorms that keep their statistics.
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
+            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start")
             # Resuming means to find the state in the folder.
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             # torch renamed a class that Lightning 2.6 still asks for (DESIGN.md, section 5).

@@ -5,6 +5,7 @@ Letters: B utterances, F features, T frames, V labels and the blank.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import lightning
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from subtone.speech.decode import greedy_ctc
 from subtone.speech.text import CharTokenizer, WordErrors, word_errors
 from subtone.train.data import Batch
-from subtone.train.settings import TrainSettings
+from subtone.train.settings import Learning
 
 
 class CtcModule(lightning.LightningModule):
@@ -25,17 +26,18 @@ class CtcModule(lightning.LightningModule):
     alone, so that a resumed run draws what the uninterrupted one would have.
     """
 
-    def __init__(
-        self, network: nn.Module, *, tokenizer: CharTokenizer, settings: TrainSettings, data: str = ""
-    ) -> None:
+    def __init__(self, network: nn.Module, *, tokenizer: CharTokenizer, settings: Learning) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         self.settings = settings
-        self.data = data
+        self.data = ""
         """A digest of what is learned from; it travels in the checkpoint."""
         self.errors = WordErrors()
         """Of the latest pass over the dev set."""
+        self.curve: list[dict[str, float]] = []
+        """A row an epoch: `step`, `loss` (its mean over the epoch) and, with a dev set, `dev_wer_percent`."""
+        self._losses: list[Tensor] = []
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(features, lengths)
@@ -52,19 +54,46 @@ class CtcModule(lightning.LightningModule):
             mask_mels=settings.mask_mels,
             mask_frames=settings.mask_frames,
         )
-        return self.loss(features, batch)
+        loss = self.loss(features, batch)
+        self._losses.append(loss.detach())
+        return loss
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
-        """CTC loss a label, the mean over utterances."""
+        """Of `features`, those of `batch` as the network is to hear them."""
         logits, lengths = self(features, batch.lengths)
-        log_probabilities = logits.float().log_softmax(dim=-1).transpose(0, 1)
+        return self.ctc(logits.float().log_softmax(dim=-1), lengths, batch)
+
+    def ctc(self, log_probabilities: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC loss a label, the mean over utterances, of (B, T, V)."""
         return nn.functional.ctc_loss(
-            log_probabilities, batch.labels, lengths, batch.label_lengths, blank=self.tokenizer.blank_index
+            log_probabilities.transpose(0, 1),
+            batch.labels,
+            lengths,
+            batch.label_lengths,
+            blank=self.tokenizer.blank_index,
         )
+
+    def on_train_epoch_start(self) -> None:
+        self._losses = []
+
+    def on_train_epoch_end(self) -> None:
+        """After validation, and before the state is saved."""
+        if not self._losses:  # a finished run, taken up again
+            return
+        row = {"step": float(self.global_step), "loss": float(torch.stack(self._losses).mean())}
+        if self.errors.words:
+            row["dev_wer_percent"] = 100 * self.errors.rate
+        self.curve.append(row)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings.model_dump(mode="json")
         checkpoint["data"] = self.data
+        checkpoint["curve"] = self.curve
+        checkpoint["errors"] = dataclasses.asdict(self.errors)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.curve = checkpoint["curve"]
+        self.errors = WordErrors(**checkpoint["errors"])
 
     def on_validation_epoch_start(self) -> None:
         self.errors = WordErrors()

@@ -1,28 +1,34 @@
-"""How a float model is trained: one strict TOML file, every mistake in it one line."""
+"""How a network is trained: strict TOML, every mistake in it one line.
+
+A float model's recipe is a file of its own (TrainSettings); a quantization recipe says in its table
+`[training]` how a checkpoint is tuned while its weights go to few bits (TuneSettings).
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from subtone.models import preset
 from subtone.quantize.errors import one_line
-from subtone.quantize.rules import STRICT
+from subtone.quantize.rules import STRICT, Recipe
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class TrainSettings(pydantic.BaseModel):
-    """One training run; frozen.
+class Learning(pydantic.BaseModel):
+    """What every run has; frozen.
 
-    * `model`: a preset of `subtone.models.MODELS`.
     * `steps`: optimizer steps in all. The length is in steps and not in epochs because batches
       hold a number of seconds, so that how many make an epoch varies.
     * `batch_s`: seconds of speech in a batch, padding included.
+    * `epoch_s`: seconds of speech after which the state is saved and the dev set heard; left out,
+      all there is. A corpus is divided into as many epochs of about this length, drawn by the seed.
     * `learning_rate`: the highest; it rises over `warmup_share` of the steps and falls to almost
       nothing along a half cosine (one cycle). AdamW with `weight_decay`.
     * `speeds`: each utterance is also heard resampled by these factors (pitch moves with speed).
@@ -32,10 +38,9 @@ class TrainSettings(pydantic.BaseModel):
 
     model_config = STRICT
 
-    name: str
-    model: str
     steps: Annotated[int, Field(ge=2)]
     batch_s: Annotated[float, Field(gt=0)]
+    epoch_s: Annotated[float, Field(gt=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_share: Share = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -47,11 +52,25 @@ class TrainSettings(pydantic.BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> TrainSettings:
-        preset(self.model)
+    def _check_speeds(self) -> Learning:
         for speed in self.speeds:
             if not 0.5 <= speed <= 2:
                 raise ValueError(f"speeds={self.speeds} must lie in 0.5..2; 0.9, 1.0 and 1.1 are usual")
+        return self
+
+
+class TrainSettings(Learning):
+    """A float model from nothing: what every run has, and
+
+    * `model`: a preset of `subtone.models.MODELS`.
+    """
+
+    name: str
+    model: str
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        preset(self.model)
         return self
 
     @classmethod
@@ -67,7 +86,7 @@ class TrainSettings(pydantic.BaseModel):
         return cls.from_dict(document, source=str(path))
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any], *, source: str = "recipe") -> TrainSettings:
+    def from_dict(cls, document: Mapping[str, Any], *, source: str = "recipe") -> TrainSettings:
         """The settings of a parsed file; `source` stands in errors.
 
         >>> TrainSettings.from_dict({"name": "x", "modle": "quartznet5x5"})
@@ -78,3 +97,35 @@ class TrainSettings(pydantic.BaseModel):
             return cls.model_validate(document)
         except pydantic.ValidationError as error:
             raise ValueError(f"{source}: {one_line(error, (cls,))}") from error
+
+
+class TuneSettings(Learning):
+    """A trained checkpoint on its way to few bits: what every run has, and
+
+    * `batch_norm`: "frozen" keeps the statistics of every BatchNorm, gains and biases still learn;
+      "batch" takes those of each batch, as in training from nothing.
+    * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
+      the training data, behind the weights as stored; 0 leaves them.
+    * `distillation`: share of the loss that is the divergence from what the float checkpoint hears in
+      each frame; the rest is CTC. 1 needs no texts' errors at all.
+    * `precision`: of products and activations in training; weights stay float32.
+    """
+
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    recalibration_batches: Annotated[int, Field(ge=0)] = 0
+    distillation: Share = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    masks: Annotated[int, Field(ge=0)] = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> TuneSettings:
+        """The table `[training]` of a quantization recipe."""
+        if not recipe.training:
+            raise ValueError(
+                f"recipe {recipe.name} has no [training]; add it, with steps, batch_s and learning_rate at least"
+            )
+        try:
+            return cls.model_validate(recipe.training)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"recipe {recipe.name}: training: {one_line(error, (cls,))}") from error

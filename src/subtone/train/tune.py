@@ -1,0 +1,157 @@
+"""A trained checkpoint brought to few bits while it learns: what `subtone quantize --train` does."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from subtone.models import Network
+from subtone.models.checkpoints import Checkpoint, Quantization
+from subtone.quantize import Recipe, TrainingMethod, decoded_twin, method_of
+from subtone.quantize.simulate import simulate
+from subtone.speech.data import Utterance
+from subtone.train.callbacks import Quantize
+from subtone.train.data import Batch, FeatureDataset, cuts_of, loader
+from subtone.train.fit import run
+from subtone.train.module import CtcModule
+from subtone.train.settings import TuneSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A checkpoint in few bits, and how it came there: `curve` has a row an epoch (CtcModule)."""
+
+    checkpoint: Checkpoint
+    curve: list[dict[str, float]]
+
+
+class TuneModule(CtcModule):
+    """CTC training of a network that can hear already, and may listen to what `teacher` hears.
+
+    The loss is `(1 - distillation)` of CTC and `distillation` of the Kullback-Leibler divergence from
+    the teacher's distribution over labels in each valid frame, its mean over frames (Hinton et al. 2015,
+    at temperature 1). The teacher hears features without masks.
+    """
+
+    settings: TuneSettings
+
+    def __init__(self, checkpoint: Checkpoint, *, settings: TuneSettings, teacher: nn.Module | None) -> None:
+        super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings)
+        self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
+
+    def loss(self, features: Tensor, batch: Batch) -> Tensor:
+        logits, lengths = self(features, batch.lengths)
+        heard = logits.float().log_softmax(dim=-1)
+        share, (teacher,) = self.settings.distillation, self._teacher
+        if teacher is None:
+            return self.ctc(heard, lengths, batch)
+        with torch.no_grad():
+            meant = teacher.to(self.device)(batch.features, batch.lengths)[0].float().log_softmax(dim=-1)
+        distance = divergence(meant, heard, lengths)
+        return share * distance + (1 - share) * self.ctc(heard, lengths, batch) if share < 1 else distance
+
+
+def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
+    """KL(meant || heard) a frame, of log-probabilities (B, T, V), the mean over the first `lengths` (B,) of each.
+
+    >>> even = torch.full((1, 3, 2), 0.5).log()
+    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), torch.tensor([2]))), 4)
+    0.1438
+    """
+    frames = torch.arange(heard.shape[1], device=heard.device)
+    is_valid = frames < lengths[:, None].to(heard.device)
+    return (meant.exp() * (meant - heard)).sum(-1)[is_valid].mean()
+
+
+def tune(
+    folder: Path | str,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    train: Sequence[Utterance],
+    dev: Sequence[Utterance] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """`checkpoint` trained on `train` by the recipe's method and its table `[training]`, then frozen.
+
+    A method that takes no part in training ("linear") rounds what training left: with `keep_float`
+    everywhere that is the float model tuned identically, the control of any comparison.
+
+    The state goes to `folder` after every epoch, and a killed run goes on there (subtone.train.fit).
+    `checkpoint` itself is left as it is.
+
+    Raises:
+        ValueError: no `[training]`, a quantized checkpoint, and what `fit` and the method refuse.
+    """
+    settings = TuneSettings.of(recipe)
+    recipe = recipe.model_copy(update={"training": settings.model_dump(mode="json")})
+    if checkpoint.quantization is not None:
+        name = checkpoint.quantization.recipe.get("name", "?")
+        raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
+    teacher = copy.deepcopy(checkpoint.network).eval() if settings.distillation else None
+    network = copy.deepcopy(checkpoint.network)
+    module = TuneModule(dataclasses.replace(checkpoint, network=network), settings=settings, teacher=teacher)
+    set_modes(network, settings)
+    method = method_of(recipe)
+    callback = Quantize(recipe, submodule="network") if isinstance(method, TrainingMethod) else None
+    run(
+        folder,
+        module,
+        train=train,
+        dev=dev,
+        front_end=checkpoint.front_end,
+        progress=progress,
+        callbacks=[callback] if callback else [],
+        precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
+    )
+    network = cast(Network, network.cpu().eval())
+    quantization = callback.freeze() if callback else method.freeze(network)
+    twin = decoded_twin(network, quantization)
+    if settings.recalibration_batches:
+        batches = recalibration_batches(train, checkpoint, settings)
+        recalibrate(twin, quantization, batches)
+    tuned = dataclasses.replace(checkpoint, network=twin, quantization=quantization)
+    return Tuned(checkpoint=tuned, curve=module.curve)
+
+
+def set_modes(network: nn.Module, settings: TuneSettings) -> None:
+    """Training mode, but for BatchNorms that are to keep their statistics; Lightning leaves it so."""
+    network.train()
+    if settings.batch_norm == "frozen":
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def recalibrate(network: nn.Module, quantization: Quantization, batches: Iterable[Tensor]) -> None:
+    """Give every BatchNorm of `network`, which holds decoded weights, the statistics of `batches` (B, F, T)."""
+    handles = simulate(network, quantization)
+    with torch.no_grad():
+        update_bn(batches, network)
+    for handle in handles:
+        handle.remove()
+
+
+def recalibration_batches(
+    train: Sequence[Utterance], checkpoint: Checkpoint, settings: TuneSettings
+) -> Iterator[Tensor]:
+    """Features (B, F, T) of the first batches of the first epoch, cut to the shortest of each: no padding,
+    which would count as sound."""
+    front_end = checkpoint.front_end
+    batches = loader(
+        cuts_of(train, rate_hz=front_end.rate_hz),
+        FeatureDataset(front_end, checkpoint.tokenizer, frames_per_step=checkpoint.network.frames_per_step),
+        batch_s=settings.batch_s,
+        epoch_s=settings.epoch_s,
+        seed=settings.seed,
+        is_shuffled=True,
+    )
+    for _, batch in zip(range(settings.recalibration_batches), batches, strict=False):
+        yield batch.features[:, :, : int(batch.lengths.min())]
