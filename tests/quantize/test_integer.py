@@ -94,7 +94,7 @@ def test_levels_are_those_that_a_file_stores():
         stored = quantize_weight(weight, dynamic(4, **options))
         of = weight_levels(weight, dynamic(4, **options))
         assert np.array_equal(of.levels.numpy(), stored.levels())
-        assert same_bits(of.decoded(), stored.dequantize()[:, :, 0])
+        assert same_bits(of.decoded, stored.dequantize()[:, :, 0])
 
 
 @pytest.mark.parametrize("axis", [-1, -2])

@@ -54,7 +54,7 @@ class Everything(nn.Module):
 
 
 TOKENS = torch.tensor([[0, 1, 2, 3, 4, 2], [4, 4, 1, 0, 0, 3]])
-IN_TORCH = ({"kinds": ["lstm"], "bits": 4}, {"pattern": "attention.*", "bits": 4})
+IN_TORCH = {"pattern": "attention.*", "bits": 4}
 
 
 def same_bits(left, right) -> bool:
@@ -191,7 +191,7 @@ def test_a_copy_of_an_attached_model_computes_with_its_own_weights():
 
 def test_detached_the_model_is_the_plain_one_with_trained_weights():
     model, plain = Everything(), Everything()
-    method = native(*IN_TORCH, {"bits": 4, **DYNAMIC})
+    method = native(IN_TORCH, {"bits": 4, **DYNAMIC})
     method.attach(model)
     attached = model(TOKENS)
     method.detach()
@@ -202,16 +202,14 @@ def test_detached_the_model_is_the_plain_one_with_trained_weights():
 
 
 def test_a_freeze_in_the_middle_of_training_equals_one_after_it():
-    model, method = Everything(), native(*IN_TORCH, {"bits": 4, **DYNAMIC})
+    model, method = Everything(), native(IN_TORCH, {"bits": 4, **DYNAMIC})
     method.attach(model)
     middle = method.freeze(model)
     method.detach()
     after = method.freeze(model)
     assert middle.activation_bits == after.activation_bits
-    assert {path: bits for path, bits in after.activation_bits.items() if bits} == {
-        "pointwise.weight": 8,
-        "linear.weight": 8,
-    }
+    products = ("pointwise", "lstm", "linear")
+    assert after.activation_bits == {path: 8 * path.startswith(products) for path in after.weights}
     for path, weight in after.weights.items():
         assert np.array_equal(middle.weights[path].codes, weight.codes)
         assert weight.scale.shape == (weight.shape[0], 1)
@@ -406,13 +404,14 @@ def test_every_row_of_the_papers_table_has_its_recipe():
     }
 
 
-@pytest.mark.parametrize("name", ["native-i4wi8a", "native-i8wa"])
-def test_recipes_with_integer_activations_leave_those_of_an_lstm_float(name):
+@pytest.mark.parametrize(("name", "bits"), [("native-i4wi8a", 8), ("native-i8wa", 8), ("native-i4wa", 4)])
+def test_recipes_with_integer_activations_train_an_lstm_on_them(name, bits):
     model = nn.ModuleDict({"lstm": nn.LSTM(8, 8), "out": nn.Linear(8, 8)})
     method = Native(Recipe.load(RECIPES[0].parent / f"{name}.toml"))
     method.attach(model)
-    bits = method.freeze(model).activation_bits
-    assert bits == {**dict.fromkeys(bits, 0), "out.weight": 8}
+    assert set(method.freeze(model).activation_bits.values()) == {bits}
+    model.out(model.lstm(torch.randn(3, 2, 8))[0]).sum().backward()
+    assert all(weight.parameter.grad.any() for weight in method.weights.values())
 
 
 @pytest.mark.parametrize(
@@ -446,7 +445,6 @@ def test_options_are_checked(options, message):
 @pytest.mark.parametrize(
     ("model", "path"),
     [
-        (nn.LSTM(4, 4), "weight_ih_l0"),
         (nn.MultiheadAttention(4, 2), "in_proj_weight"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), "0.in_proj_weight"),
     ],

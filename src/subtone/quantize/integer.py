@@ -3,8 +3,8 @@
 The output of `integer_product` is that of `runtime.ops.quantized_product`, bit for bit, because it
 is the same computation: the levels of the weight, the levels of each frame, their exact sums, then
 the float operations of docs/numerics.md, section 4, in their order. The gradient is that of the
-fake-quantized product, straight-through: activations are never clipped and pass it on everywhere,
-weights where they lie within the range of their grid.
+fake-quantized product, straight-through: it passes where a value lies within the range of its grid,
+which activations with a scale of their own frame always do.
 
 The integers lie in float32 tensors, where products and sums are exact up to 2**24: 128 * 127 of
 1032 inputs at 8 by 8 bits, 8 * 127 of 16512 at 4 by 8. A wider product is cut, and its parts are
@@ -18,8 +18,10 @@ Letters: N outputs, K inputs.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -49,9 +51,42 @@ class WeightLevels:
     bits: int
     is_symmetric: bool
 
+    @functools.cached_property
     def decoded(self) -> Tensor:
         """float32 (N, K): what the levels mean."""
         return grids.values_on_grid(self.levels, _spread(self.grid, self.levels.shape[1]))
+
+
+class ActivationLevels(NamedTuple):
+    """Activations as the integers that are multiplied, and what makes them real.
+
+    * `levels`: float32, within `limit`; `scale`: one a frame, or one for all.
+    * `is_inside`: false where they were clipped; None where nothing ever is.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    limit: int
+    is_inside: Tensor | None
+
+
+def dynamic_activations(features: Tensor, bits: int, *, channel_axis: int = -1) -> ActivationLevels:
+    """`features` on the grid of each frame."""
+    levels, scale = grids.dynamic_levels(features.detach().to(torch.float32), bits, channel_axis=channel_axis)
+    return ActivationLevels(levels, scale, largest_symmetric_level(bits), None)
+
+
+def static_activations(features: Tensor, scale: float, bits: int) -> ActivationLevels:
+    """`features` on a grid known beforehand: twin of `numerics.quantize_static`, signed.
+
+    >>> static_activations(torch.tensor([-2.0, 0.1, 1.0]), 1 / 127, 8).levels
+    tensor([-127.,   13.,  127.])
+    """
+    limit, step = largest_symmetric_level(bits), np.float32(scale)
+    positions = features.detach().to(torch.float32) * float(np.float32(1) / step)
+    positions = positions.add_(0.5).floor_()
+    levels = positions.clamp(-limit, limit)
+    return ActivationLevels(levels, levels.new_full((1,), float(step)), limit, levels == positions)
 
 
 @torch.no_grad()
@@ -96,11 +131,25 @@ def integer_product(
     if settings.activation_bits is None:
         raise ValueError(f"{name} meets float activations; use activations='dynamic'")
     of = weight_levels(weight, settings, name=name)
+    x = dynamic_activations(features, settings.activation_bits, channel_axis=channel_axis)
+    return product_of_levels(features, x, weight, of, channel_axis=channel_axis)
+
+
+def product_of_levels(
+    features: Tensor, x: ActivationLevels, weight: Tensor, of: WeightLevels, *, channel_axis: int = -1
+) -> Tensor:
+    """`integer_product` of levels taken already: `x` of `features`, `of` of `weight`.
+
+    For a weight that is multiplied at every step of a recurrence, and for scales known beforehand.
+    """
+    precision = autocast_type(features, otherwise=torch.float32)
+    return _IntegerProduct.apply(features, x, weight, of, channel_axis, precision)  # type: ignore[no-any-return]
+
+
+def autocast_type(features: Tensor, *, otherwise: torch.dtype) -> torch.dtype:
+    """The precision of autocast on the device of `features`, where it is on."""
     device = features.device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    return _IntegerProduct.apply(  # type: ignore[no-any-return]
-        features, weight, of, settings.activation_bits, channel_axis, precision
-    )
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else otherwise
 
 
 class _IntegerProduct(torch.autograd.Function):
@@ -108,26 +157,23 @@ class _IntegerProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         features: Tensor,
+        x: ActivationLevels,
         weight: Tensor,
         of: WeightLevels,
-        activation_bits: int,
         channel_axis: int,
         precision: torch.dtype,
     ) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            levels, frame_scale = grids.dynamic_levels(
-                features.to(torch.float32), activation_bits, channel_axis=channel_axis
-            )
-            total = _sums_in_groups(levels, of, largest_symmetric_level(activation_bits), channel_axis)
-            ctx.save_for_backward(levels.to(torch.int8), frame_scale)
+            total = _sums_in_groups(x.levels, of, x.limit, channel_axis)
+            ctx.save_for_backward(x.levels.to(torch.int8), x.scale, x.is_inside)
             ctx.of, ctx.channel_axis, ctx.precision = of, channel_axis, precision
             ctx.types = features.dtype, weight.dtype, weight.shape
-            return total.mul_(frame_scale)
+            return total.mul_(x.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        levels, frame_scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        levels, scale, is_inside = ctx.saved_tensors  # type: ignore[attr-defined]
         of, precision = ctx.of, ctx.precision  # type: ignore[attr-defined]
         features_type, weight_type, weight_shape = ctx.types  # type: ignore[attr-defined]
         is_last = ctx.channel_axis == -1  # type: ignore[attr-defined]
@@ -135,14 +181,16 @@ class _IntegerProduct(torch.autograd.Function):
         with torch.autocast(levels.device.type, enabled=False):
             gradient = gradients[0].to(precision)
             if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                decoded = of.decoded().to(precision)
+                decoded = of.decoded.to(precision)
                 to_features = gradient @ decoded if is_last else decoded.T @ gradient
                 to_features = to_features.to(features_type)
-            if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
-                seen = (levels.to(torch.float32) * frame_scale).to(precision)
+                if is_inside is not None:
+                    to_features *= is_inside
+            if ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
+                seen = (levels.to(torch.float32) * scale).to(precision)
                 summed = _over_frames(gradient, seen, is_last=is_last).to(torch.float32) * of.is_inside
                 to_weight = grids.unflatten_weight(summed, tuple(weight_shape)).to(weight_type)
-        return to_features, to_weight, None, None, None, None
+        return to_features, None, to_weight, None, None, None
 
 
 def _sums_in_groups(levels: Tensor, of: WeightLevels, limit: int, channel_axis: int) -> Tensor:

@@ -12,9 +12,10 @@ Ours differs from the text in three places (docs/equations.md): "casting it to i
 maximum of an activation is that of a frame, so that a stream and a whole utterance agree; a kernel
 that spans frames keeps float activations.
 
-An LSTM and `nn.MultiheadAttention` compute inside torch, where no hook reaches the activations. Their
-weights are trained like any other; their activations must be "float" until subtone has cells of its
-own, and a rule that says otherwise is refused rather than trained as something else.
+An LSTM is computed by subtone's own recurrence meanwhile (lstm.py). `nn.MultiheadAttention` computes
+inside torch, where no hook reaches the activations: its weights are trained like any other, but its
+activations must be "float", and a rule that says otherwise is refused rather than trained as something
+else.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pydantic
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from subtone.models.checkpoints import Quantization
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
-from subtone.quantize.integer import integer_product
+from subtone.quantize.integer import autocast_type, integer_product
 from subtone.quantize.linear import quantize_weight
+from subtone.quantize.lstm import Product, QuantizedLstm
 from subtone.quantize.method import Batch, TrainingMethod
 from subtone.quantize.parametrization import Parametrized
 from subtone.quantize.rules import STRICT, Recipe, Settings, assign
@@ -76,7 +77,7 @@ class Native(TrainingMethod):
                 _check_settings(rule.settings, where=f"recipe {recipe.name}: rules[{index}]")
         self._parametrized: Parametrized | None = None
         self._handles: list[RemovableHandle] = []
-        self._integer_modules: list[nn.Module] = []
+        self._replaced: list[nn.Module] = []
 
     def attach(self, model: nn.Module) -> None:
         """From now on the forward pass of `model` sees weights and activations as they will be served."""
@@ -92,23 +93,18 @@ class Native(TrainingMethod):
             if self._is_trained(of)
         }
         self._parametrized = Parametrized(model, self.weights, functions)
-        for module, name, path in products:
-            of = self.settings[path]
-            if self.options.forward == "fake":
-                self._handles.append(module.register_forward_pre_hook(_fake_activations(of)))
-            else:
-                module.forward = types.MethodType(_integer_forward(name, of, path), module)
-                self._integer_modules.append(module)
+        for module, of_module in products.items():
+            self._quantize_activations(module, of_module)
 
     def detach(self) -> None:
         """Plain modules and float weights again: not what was heard in training, before a freeze."""
         for handle in self._handles:
             handle.remove()
-        for module in self._integer_modules:
+        for module in self._replaced:
             del module.forward
         if self._parametrized is not None:
             self._parametrized.detach()
-        self._parametrized, self._handles, self._integer_modules = None, [], []
+        self._parametrized, self._handles, self._replaced = None, [], []
         super().detach()
 
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
@@ -134,9 +130,9 @@ class Native(TrainingMethod):
     def _is_trained(self, of: Settings) -> bool:
         return of.bits is not None and of.bits <= self.options.largest_trained_bits
 
-    def _products(self, model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-        """Module, parameter's name and path of every product whose activations are quantized."""
-        found = []
+    def _products(self, model: nn.Module) -> dict[nn.Module, dict[str, Product]]:
+        """Module -> parameter's name -> the product by it, wherever activations are quantized."""
+        found: dict[nn.Module, dict[str, Product]] = {}
         for path, of in self.settings.items():
             weight = self.weights[path]
             if not self._is_trained(of) or not of.activation_bits_for(weight.kind):
@@ -144,21 +140,43 @@ class Native(TrainingMethod):
             for module, name in holders_of(model, weight.parameter):
                 if weight_kind(module, name) not in PER_FRAME_KINDS:
                     continue  # an embedding tied to this product has no activations
-                if not self._is_within_reach(module):
+                obstacle = self._obstacle(module)
+                if obstacle:
                     raise ValueError(
                         f"recipe {self.recipe.name}: activations='dynamic' of {path} cannot be trained, because "
-                        f"{type(module).__name__} keeps them to itself; add a rule for it with activations = 'float'"
+                        f"{obstacle}; add a rule for it with activations = 'float'"
                     )
-                found.append((module, name, path))
+                found.setdefault(module, {})[name] = Product(path=path, settings=of)
         return found
 
-    def _is_within_reach(self, module: nn.Module) -> bool:
-        """Whether a product's activations are those that come in, and its forward pass is torch's own."""
+    def _obstacle(self, module: nn.Module) -> str:
+        """Why the activations of `module` cannot be had: they are not what comes in, or its forward pass
+        is not torch's own. Empty if they can."""
+        kept = f"{type(module).__name__} keeps them to itself"
         if isinstance(module, NonDynamicallyQuantizableLinear):
-            return False  # attention reads its weight and never calls it
-        if self.options.forward == "fake":
-            return isinstance(module, (nn.Linear, nn.Conv1d))
-        return type(module).forward in (nn.Linear.forward, nn.Conv1d.forward)
+            return kept  # attention reads its weight and never calls it
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            return f"proj_size={module.proj_size} feeds back a state outside of [-1, 1], which has no known scale"
+        if self.options.forward == "fake" and isinstance(module, (nn.Linear, nn.Conv1d)):
+            return ""
+        known = (nn.Linear, nn.Conv1d, nn.LSTM, nn.LSTMCell)
+        return "" if type(module).forward in [of.forward for of in known] else kept
+
+    def _quantize_activations(self, module: nn.Module, products: dict[str, Product]) -> None:
+        """By a forward pass of ours, or by a hook where rounding what comes in is enough."""
+        is_integer = self.options.forward == "integer"
+        forward: Callable[..., Any]
+        if isinstance(module, (nn.LSTM, nn.LSTMCell)):
+            lstm = QuantizedLstm(products=products, is_integer=is_integer)
+            forward = lstm.forward if isinstance(module, nn.LSTM) else lstm.forward_cell
+        else:
+            ((name, of),) = products.items()
+            if not is_integer:
+                self._handles.append(module.register_forward_pre_hook(_fake_activations(of.settings)))
+                return
+            forward = _integer_forward(name, of)
+        module.forward = types.MethodType(forward, module)
+        self._replaced.append(module)
 
 
 def _check_settings(of: Settings, *, where: str) -> None:
@@ -172,19 +190,16 @@ def _check_settings(of: Settings, *, where: str) -> None:
         raise ValueError(f"{where}: bias_correction=true is for weights that are not trained; remove it")
 
 
-def _integer_forward(name: str, of: Settings, path: str) -> Callable[[nn.Module, Tensor], Tensor]:
+def _integer_forward(name: str, of: Product) -> Callable[[nn.Module, Tensor], Tensor]:
     """The forward pass of a Linear or pointwise Conv1d on integers, of its float parameter `name`."""
 
     def forward(module: Any, features: Tensor) -> Tensor:
         axis = _channel_axis(module)
         weight = module._parameters[name]
-        product = integer_product(features, weight, of, channel_axis=axis, name=path)
+        product = integer_product(features, weight, of.settings, channel_axis=axis, name=of.path)
         if module.bias is not None:
             product = product + (module.bias if axis == -1 else module.bias[:, None])
-        device = features.device.type
-        return product.to(
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
-        )
+        return product.to(autocast_type(features, otherwise=features.dtype))
 
     return forward
 
