@@ -73,7 +73,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_of_every_command_has_an_example() -> None:
     commands = ["demo", "train", "quantize", "pack", "inspect", "transcribe", "evaluate", "compare"]
-    for words in [*([name] for name in commands), ["data", "synth"], ["bench", "model"]]:
+    groups = [["data", "synth"], ["bench", "model"], ["report", "figures"]]
+    for words in [*([name] for name in commands), *groups]:
         assert f"Example: subtone {' '.join(words)}" in subtone(*words, "--help").stdout, words
 
 

@@ -39,8 +39,10 @@ data_app = typer.Typer(cls=OneLineErrors, help="Make or read corpora.", rich_mar
 bench_app = typer.Typer(
     cls=OneLineErrors, help="Measure speed beside other run times.", rich_markup_mode=None
 )
+report_app = typer.Typer(cls=OneLineErrors, help="Make pages to read.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(report_app, name="report")
 log = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 PLAIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
@@ -462,3 +464,29 @@ def bench_model(
     if out is not None:
         write_text(out, json.dumps(document, indent=1) + "\n")
     _show(document, as_json=as_json, table=None if as_json else race(document))
+
+
+@report_app.command("figures")
+def report_figures(
+    out: Annotated[Path, typer.Argument(help="The .html page to write.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Show a kernel of it too: our folder or a .nemo file.")
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Which of its weights; else the largest.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw three figures of the papers from our own numbers, beside what theirs show.
+
+    They are int2's Fig. 2, GQ's Fig. 1 and S8BQAT's Fig. 2.
+
+    Example: subtone report figures figures.html model.nemo
+    """
+    from subtone.quantize.curves import paper_curves
+    from subtone.report.figures import figures_page
+
+    if out.suffix != ".html":
+        raise ValueError(f"out={out} must end in .html")
+    document = paper_curves(checkpoint, weight=weight, seed=seed)
+    write_text(out, figures_page(document))
+    _say(document, as_json=as_json, line=f"{out}: three figures")

@@ -50,7 +50,7 @@ def _one_line_errors() -> Iterator[None]:
     except ValueError as error:
         _fail(str(error), 2)
     except ImportError as error:
-        _fail(f'{error}; this command needs more: pip install "subtone[train,peers]"', 1)
+        _fail(f'{error}; this command needs more: pip install "subtone[train,peers,report]"', 1)
     except OSError as error:
         has_path = error.filename is not None and error.strerror is not None
         text = f"{error.filename}: {error.strerror}" if has_path else str(error)
