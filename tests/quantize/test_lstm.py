@@ -255,16 +255,18 @@ def test_with_float_activations_torchs_own_lstm_is_left_in_place():
 
 
 def test_a_weight_with_float_activations_is_multiplied_in_float_beside_one_with_integers():
-    lstm = made().double()
+    lstm = made()
     method = attached(lstm, {"pattern": "weight_ih*", "bits": 4}, {"bits": 8, **DYNAMIC})
     assert method.freeze(lstm).activation_bits == {"weight_ih_l0": 0, "weight_hh_l0": 8}
-    features = features_for(lstm, frames=1).double()  # from silence: the recurrent product is 0
-    decoded = copy.deepcopy(lstm.state_dict())
-    decoded["weight_ih_l0"] = lstm.weight_ih_l0.detach()
-    heard = lstm(features)
-    method.detach()
-    lstm.load_state_dict(decoded)
-    assert torch.allclose(heard[0], lstm(features)[0], rtol=0, atol=1e-6)  # the recurrence is float32
+    features, (hidden, cell) = features_for(lstm, frames=1), states_for(lstm)
+    from_input = nn.functional.linear(features[0], lstm.weight_ih_l0)
+    weight, of = lstm._parameters["weight_hh_l0"], method.settings["weight_hh_l0"]
+    x = static_activations(hidden[0], recurrent_scale(8), 8)
+    from_hidden = product_of_levels(hidden[0], x, weight, weight_levels(weight, of))
+    gates = (from_input + lstm.bias_ih_l0) + (from_hidden + lstm.bias_hh_l0)
+    # Sums of 6 may be taken in another order: 6 products of weights below 0.9 with features below 4.
+    difference = lstm(features, (hidden, cell))[0][0] - cell_step(gates, cell[0])[0]
+    assert difference.abs().max() <= 2 * 6 * EPSILON * 6 * 4
 
 
 def test_rounding_activations_to_8_bits_moves_the_output_a_little_and_to_2_bits_more():
@@ -369,15 +371,15 @@ def test_it_learns_through_its_rounding():
     features = torch.randn(7, 32, 6)
     wanted = features[0, :, 0].sign() * 0.8
     method = attached(lstm)
-    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.05)
     errors = []
-    for _ in range(60):
+    for _ in range(30):
         error = nn.functional.mse_loss(lstm(features)[0][-1, :, 0], wanted)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         errors.append(error.item())
-    assert min(errors) < errors[0] / 4
+    assert min(errors) < 0.64 / 2  # 0.8 squared is the error of who remembers nothing
     method.detach()
 
 
@@ -423,9 +425,14 @@ def test_detached_it_is_torchs_lstm_with_the_same_parameters():
 def test_two_lstms_that_share_a_weight_both_hear_it_on_integers():
     one, other = made(), made()
     other.weight_hh_l0 = one.weight_hh_l0
-    attached(nn.ModuleList([one, other]))
+    model = nn.ModuleList([one, other])
     features = features_for(one)
+    method = attached(model, {"bits": 4})
+    with_float_activations = one(features)[0].detach()
+    method.detach()
+    attached(model)
     assert same_bits(one(features)[0].detach(), other(features)[0].detach())
+    assert not torch.equal(one(features)[0], with_float_activations)
 
 
 @pytest.mark.parametrize("forward", ["integer", "fake"])
