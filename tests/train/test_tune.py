@@ -119,6 +119,23 @@ def test_a_killed_run_ends_with_the_codes_of_a_whole_one(document, checkpoint, u
         assert torch.equal(value, again.checkpoint.network.state_dict()[name]), name
 
 
+def test_relative_rates_are_the_rate_times_the_size_of_each_parameter(checkpoint):
+    module = TuneModule(checkpoint, settings=TuneSettings(**TRAINING, learning_rate_unit="rms"), teacher=None)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    rates = {id(parameter): group["max_lr"] for group in groups for parameter in group["params"]}
+    parameters = list(module.parameters())
+    assert len(groups) == len(rates) == len(parameters)
+    assert any(not parameter.any() for parameter in parameters)  # the biases of BatchNorms
+    for parameter in parameters:
+        values = parameter.detach().double().numpy()
+        size = np.sqrt((values**2).mean()) if values.any() else 1.0
+        assert rates[id(parameter)] == pytest.approx(1e-3 * size, rel=1e-5)
+    plain = TuneModule(checkpoint, settings=TuneSettings(**TRAINING), teacher=None)
+    (group,) = plain.configure_optimizers()["optimizer"].param_groups
+    assert group["max_lr"] == 1e-3
+    assert len(group["params"]) == len(parameters)
+
+
 def test_another_starting_point_does_not_resume_a_run(checkpoint, utterances, tmp_path):
     recipe = recipe_of(FLOAT, steps=2)
     first = tune(tmp_path, checkpoint, recipe, train=utterances)

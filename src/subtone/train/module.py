@@ -104,17 +104,18 @@ class CtcModule(lightning.LightningModule):
             labels = greedy_ctc(rows[: int(length)], self.tokenizer.blank_index)
             self.errors += word_errors(text, self.tokenizer.decode(labels))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with the highest learning rate of each group, as torch's optimizers take them."""
+        return [{"params": list(self.parameters()), "lr": self.settings.learning_rate}]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
         optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=settings.weight_decay,
+            self.parameter_groups(), betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=settings.learning_rate,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=settings.steps,
             pct_start=settings.warmup_share,
             cycle_momentum=False,

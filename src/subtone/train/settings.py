@@ -102,6 +102,9 @@ class TrainSettings(Learning):
 class TuneSettings(Learning):
     """A trained checkpoint on its way to few bits: what every run has, and
 
+    * `learning_rate_unit`: "rms" multiplies the rate of each parameter by the root mean square of its
+      values before training. Adam moves every weight by about the rate, whatever its size, and tensors
+      of one network differ tenfold. "absolute" takes it as it is.
     * `batch_norm`: "frozen" keeps the statistics of every BatchNorm, gains and biases still learn;
       "batch" takes those of each batch, as in training from nothing.
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
@@ -111,6 +114,7 @@ class TuneSettings(Learning):
     * `precision`: of products and activations in training; weights stay float32.
     """
 
+    learning_rate_unit: Literal["absolute", "rms"] = "absolute"
     batch_norm: Literal["frozen", "batch"] = "frozen"
     recalibration_batches: Annotated[int, Field(ge=0)] = 0
     distillation: Share = 0.0

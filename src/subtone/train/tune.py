@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,16 @@ class TuneModule(CtcModule):
     def __init__(self, checkpoint: Checkpoint, *, settings: TuneSettings, teacher: nn.Module | None) -> None:
         super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One a parameter where learning rates are relative; one that is all zeros counts as 1."""
+        if self.settings.learning_rate_unit == "absolute":
+            return super().parameter_groups()
+        groups = []
+        for parameter in self.parameters():
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": self.settings.learning_rate * (size or 1.0)})
+        return groups
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
         logits, lengths = self(features, batch.lengths)
