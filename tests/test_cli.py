@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 
+from subtone.cli import _show, app
 from subtone.models.checkpoints import Checkpoint, save_checkpoint
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.speech.features import FrontEnd
@@ -72,10 +77,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_of_every_command_has_an_example() -> None:
-    commands = ["demo", "train", "quantize", "pack", "inspect", "transcribe", "evaluate", "compare"]
-    groups = [["data", "synth"], ["bench", "model"], ["report", "figures"]]
-    for words in [*([name] for name in commands), *groups]:
-        assert f"Example: subtone {' '.join(words)}" in subtone(*words, "--help").stdout, words
+    commands = list(commands_of(typer.main.get_command(app)))
+    assert {"demo", "methods", "data synth"} <= set(commands)
+    for command in commands:
+        assert f"Example: subtone {command}" in subtone(*command.split(), "--help").stdout, command
+
+
+def commands_of(group: Any, before: str = "") -> Iterator[str]:
+    """Every command of the line as it is typed, those of groups too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{before}{name} ")
+        else:
+            yield before + name
 
 
 def test_transcribe_prints_one_line_a_file(workplace: Path) -> None:
@@ -344,6 +358,51 @@ def test_a_full_disk_leaves_nothing(workplace: Path) -> None:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "No space left" in done.stderr
+
+
+def test_a_number_that_json_has_not_leaves_half_a_document_nowhere(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        _show({"whole": 1, "loss": float("nan")}, as_json=True, table=None)
+    assert capsys.readouterr().out == ""
+
+
+def with_command(body: str, *, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """What becomes of the command line when a command does `body`."""
+    script = f"""
+from subtone.cli import app, main
+import sys
+@app.command()
+def extra() -> None:
+    {body}
+sys.argv = ["subtone", "extra"]
+main()
+"""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+def test_a_warning_is_one_line_and_the_command_goes_on() -> None:
+    done = with_command("import warnings; warnings.warn('the moon\\nis full', stacklevel=1); print('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert done.stderr == "subtone: the moon is full\n"
+
+
+def test_without_memory_a_command_ends_in_one_line() -> None:
+    done = with_command("import torch; torch.empty(2**50)")  # 2**52 bytes: more than any address space
+    assert done.returncode == 1
+    assert re.fullmatch(r"subtone: out of memory: .*allocate.*\n", done.stderr)
+    assert "Traceback" in with_command("raise RuntimeError('a mistake of ours')").stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        for body in ("print('a' * 100_000)", "print('a')"):
+            done = with_command(body, stdout=write)
+            assert (done.returncode, done.stderr) == (1, "")
+    finally:
+        os.close(write)
 
 
 def test_ctrl_c_leaves_nothing_half_written(workplace: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from subtone.files import claimed
 from subtone.quantize import METHODS
 
 TRAINING = 'name = "t"\nmodel = "quartznet-demo"\nsteps = 3\nbatch_s = 10.0\nlearning_rate = 0.001\n'
 CORRECTED = (
     'name = "c"\nmethod = "linear"\n[[rules]]\nbits = 4\nbias_correction = true\nactivations = "dynamic"\n'
 )
+WAIT = "wait for it, or choose another folder"
 
 
 def subtone(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -158,6 +160,32 @@ def test_options_of_training_without_it_are_refused(workplace: Path) -> None:
     assert "bias_correction=true" in subtone(*command, "--train", corpus / "train", code=2).stderr
     assert not (workplace / "t5").exists()
     assert not (workplace / "t5.run").exists()
+
+
+def test_two_runs_do_not_share_a_folder(workplace: Path) -> None:
+    (workplace / "tuned.toml").write_text(TUNED)
+    sound = ["--train", workplace / "corpus" / "train"]
+    command = ["quantize", workplace / "float", workplace / "tuned.toml", "--out", workplace / "t6", *sound]
+    with claimed(workplace / "t6.run"):
+        refused = subtone(*command, code=2)
+    assert refused.stderr == f"subtone: another process trains in {workplace}/t6.run; {WAIT}\n"
+    assert not (workplace / "t6").exists()
+    with claimed(workplace / "float.run"):
+        assert WAIT in subtone(*training(workplace), code=2).stderr
+
+
+def test_a_checkpoint_may_go_to_the_folder_one_stands_in(workplace: Path, tmp_path: Path) -> None:
+    """A path without a name; the run lies beside it all the same."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (workplace / "tuned.toml").write_text(TUNED)
+    words = [workplace / "float", workplace / "tuned.toml", "--train", workplace / "corpus" / "train"]
+    line = [sys.executable, "-m", "subtone", "quantize", *map(str, words), "--out", ".", "--json"]
+    done = subprocess.run(line, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["checkpoint"] == str(here)
+    assert sorted(path.name for path in here.iterdir()) == ["config.json", "weights.safetensors"]
+    assert (tmp_path / "here.run" / "training.ckpt").is_file()
 
 
 def test_every_method_is_listed_with_its_recipes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from subtone.files import replacing, write_text
+from subtone.files import claimed, replacing, write_text
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -144,3 +146,22 @@ def test_a_folder_that_failed_leaves_the_old_one(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert leftovers(tmp_path / "folder") == ["old"]
     assert leftovers(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_claimed_by_one_at_a_time_and_free_again_afterwards(tmp_path):
+    for _ in range(2):  # a lock file that somebody left is no lock
+        with (
+            claimed(tmp_path / "run"),
+            pytest.raises(ValueError, match=f"another process trains in {tmp_path}/run; wait for it"),
+            claimed(tmp_path / "run"),
+        ):
+            pass
+
+
+def test_where_no_locks_are_to_be_had_nobody_is_kept_out(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claimed(tmp_path / "run"), claimed(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()

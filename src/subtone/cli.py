@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from subtone.command_errors import OneLineErrors
-from subtone.files import write_text
+from subtone.files import claimed, write_text
 
 if TYPE_CHECKING:
+    from subtone.models.checkpoints import Checkpoint
+    from subtone.quantize.rules import Recipe
     from subtone.report.evaluate import Heard
     from subtone.speech.recognize import Recognizer
 
@@ -72,8 +74,7 @@ def progress_bar(label: str) -> Iterator[Any]:
 
 def _show(document: Any, *, as_json: bool, table: Any) -> None:
     if as_json:
-        json.dump(document, sys.stdout, indent=1, allow_nan=False)
-        print()
+        print(json.dumps(document, indent=1, allow_nan=False))  # whole, or an error and nothing
     else:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
@@ -84,6 +85,12 @@ def _say(document: dict[str, Any], *, as_json: bool, line: str) -> None:
         _show(document, as_json=True, table=None)
     else:
         log.print(line)
+
+
+def _out_and_run(out: Path) -> tuple[Path, Path]:
+    """OUT, and OUT.run for the state of a run; absolute, because "." has no name and moves when replaced."""
+    out = Path(os.path.abspath(out))
+    return out, out.with_name(f"{out.name}.run")
 
 
 def _recognizer(path: Path, threads: int) -> Recognizer:
@@ -194,18 +201,13 @@ def train(
     from subtone.speech.data import read_manifest
     from subtone.train import TrainSettings, fit
 
+    out, run = _out_and_run(out)
     check_can_save(out)
     settings = TrainSettings.load(recipe)
-    run = out.with_name(f"{out.name}.run")
-    with progress_bar(f"training {settings.model}") as move:
-        fitted = fit(
-            run,
-            settings=settings,
-            train=read_manifest(train_manifest),
-            dev=read_manifest(dev_manifest),
-            progress=move,
-        )
-    save_checkpoint(out, fitted.checkpoint)
+    heard, dev = read_manifest(train_manifest), read_manifest(dev_manifest)
+    with claimed(run), progress_bar(f"training {settings.model}") as move:
+        fitted = fit(run, settings=settings, train=heard, dev=dev, progress=move)
+        save_checkpoint(out, fitted.checkpoint)
     errors = fitted.dev_errors
     document = {
         "checkpoint": str(out),
@@ -248,34 +250,24 @@ def quantize(
     Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
     """
     from subtone.models.checkpoints import check_can_save, load_checkpoint, save_checkpoint
-    from subtone.quantize.apply import check_sound, quantize_checkpoint
+    from subtone.quantize.apply import check_sound
     from subtone.quantize.rules import Recipe
-    from subtone.speech.data import read_manifest, spread
 
+    out, run = _out_and_run(out)
     if out.resolve() == checkpoint.resolve():
         raise ValueError(f"out={out} is the float checkpoint itself; choose another folder")
     check_can_save(out)
     settings = Recipe.load(recipe)
     check_sound(settings, has_calibration=bool(calibration), is_trained=bool(train_manifest))
-    heard = train_manifest or calibration
-    if limit and not heard:
+    if limit and not (train_manifest or calibration):
         raise ValueError(f"limit={limit} has no effect without --train or --calibration; leave it out")
     if dev_manifest and not train_manifest:
         raise ValueError(f"dev={dev_manifest} has no effect without --train; leave it out")
     source = load_checkpoint(checkpoint)
-    utterances = spread(read_manifest(heard), limit) if heard else []
-    curve: list[dict[str, float]] = []
     if train_manifest:
-        from subtone.train.tune import tune
-
-        dev = read_manifest(dev_manifest) if dev_manifest else []
-        run = out.with_name(f"{out.name}.run")
-        with progress_bar(f"training by {settings.name}") as move:
-            tuned = tune(run, source, settings, train=utterances, dev=dev, progress=move)
-        result, curve = tuned.checkpoint, tuned.curve
+        result, curve = _trained(run, source, settings, train_manifest, dev_manifest, limit)
     else:
-        with progress_bar("quantizing") as move:
-            result = quantize_checkpoint(source, settings, utterances=utterances, progress=move)
+        result, curve = _rounded(source, settings, calibration, limit), []
     save_checkpoint(out, result)
     assert result.quantization is not None
     document = {
@@ -285,6 +277,29 @@ def quantize(
         "curve": curve,
     }
     _say(document, as_json=as_json, line=f"{out}: {document['weights']} weights by {settings.name}")
+
+
+def _trained(
+    run: Path, source: Checkpoint, recipe: Recipe, train: Path, dev: Path | None, limit: int | None
+) -> tuple[Checkpoint, list[dict[str, float]]]:
+    """`source` trained to few bits on the manifest `train`, and a row of what was seen every epoch."""
+    from subtone.speech.data import read_manifest, spread
+    from subtone.train import tune
+
+    heard, watched = spread(read_manifest(train), limit), read_manifest(dev) if dev else []
+    with claimed(run), progress_bar(f"training by {recipe.name}") as move:
+        tuned = tune(run, source, recipe, train=heard, dev=watched, progress=move)
+    return tuned.checkpoint, tuned.curve
+
+
+def _rounded(source: Checkpoint, recipe: Recipe, calibration: Path | None, limit: int | None) -> Checkpoint:
+    """`source` in few bits at once, its biases corrected by the manifest `calibration` if the recipe asks."""
+    from subtone.quantize.apply import quantize_checkpoint
+    from subtone.speech.data import read_manifest, spread
+
+    heard = spread(read_manifest(calibration), limit) if calibration else []
+    with progress_bar("quantizing") as move:
+        return quantize_checkpoint(source, recipe, utterances=heard, progress=move)
 
 
 @app.command()
