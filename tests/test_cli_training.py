@@ -148,6 +148,17 @@ def test_a_checkpoint_is_trained_to_few_bits_packed_and_heard(workplace: Path) -
     subtone("evaluate", workplace / "t4.subtone", corpus / "test", "--json")
 
 
+def test_a_training_method_without_training_is_a_warning_of_one_line(workplace: Path) -> None:
+    (workplace / "tuned.toml").write_text(TUNED)
+    done = subtone("quantize", workplace / "float", workplace / "tuned.toml", "--out", workplace / "r4")
+    warning, last = done.stderr.splitlines()
+    assert warning.startswith("subtone: recipe tuned: method 'native' was not trained: ")
+    assert "--train" in warning
+    assert last.endswith("weights by tuned")
+    config = json.loads((workplace / "r4" / "config.json").read_text())
+    assert "training" not in config["recipe"]
+
+
 def test_options_of_training_without_it_are_refused(workplace: Path) -> None:
     (workplace / "tuned.toml").write_text(TUNED)
     corpus = workplace / "corpus"

@@ -60,6 +60,12 @@ class Checkpoint:
     tokenizer: CharTokenizer
     quantization: Quantization | None = None
 
+    def require_float(self) -> None:
+        """ValueError if its weights are in few bits already."""
+        if self.quantization is not None:
+            name = self.quantization.recipe.get("name", "?")
+            raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
+
     def recognizer(self) -> Recognizer:
         """Hears with the network in torch, in float between the operations."""
 

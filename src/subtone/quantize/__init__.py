@@ -44,7 +44,7 @@ def method_of(recipe: Recipe) -> Method:
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """A row a method: `method`, `what` (its first sentence), `trains`, and `recipes`, those shipped."""
+    """A row a method: `method`, `what` (its docstring's summary), `trains`, and `recipes`, those shipped."""
     recipes: dict[str, list[str]] = {name: [] for name in METHODS}
     for name, path in shipped_recipes().items():
         method = tomllib.loads(path.read_text(encoding="utf-8")).get("method")

@@ -23,8 +23,8 @@ from subtone.quantize.grids import Grid
 from subtone.quantize.method import Batch, TrainingMethod, check_finite
 from subtone.quantize.ranges import fit_grid, group_count
 from subtone.quantize.regions import Regions
-from subtone.quantize.rules import STRICT, Recipe, Settings, assign
-from subtone.quantize.weights import Weight, quantizable_weights
+from subtone.quantize.rules import STRICT, Recipe, Settings
+from subtone.quantize.weights import Weight
 
 
 class ACosROptions(pydantic.BaseModel):
@@ -137,20 +137,13 @@ class ACosR(TrainingMethod):
                 "the weights are rounded without having been drawn to a grid",
                 stacklevel=2,
             )
-        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
-        weights = quantizable_weights(model)
-        for path in settings:
-            check_finite(path, weights[path].parameter)
+        settings, weights = self.quantized(model)
+        for path, weight in weights.items():
+            check_finite(path, weight.parameter)
         penalties = self.penalties or self._fitted(settings, weights)
         self._check_paths(set(penalties), set(settings), "the model to freeze")
-        return Quantization(
-            weights={path: self._stored(weights[path], penalties[path], of) for path, of in settings.items()},
-            activation_bits={
-                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
-            },
-            bias_shifts={},
-            recipe=self.recipe.resolved(),
-        )
+        stored = {path: self._stored(weights[path], penalties[path], of) for path, of in settings.items()}
+        return self.quantization(stored, settings, weights)
 
     def _stored(self, weight: Weight, penalty: AbsoluteCosine, settings: Settings) -> QTensor:
         """`weight` on the penalty's grid: its centroids are the levels."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from subtone.models.checkpoints import Checkpoint
 from subtone.quantize import method_of
-from subtone.quantize.method import Batch, decoded_twin
+from subtone.quantize.method import Batch, TrainingMethod, decoded_twin
 from subtone.quantize.rules import Recipe
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
@@ -23,17 +24,25 @@ def quantize_checkpoint(
     utterances: Sequence[Utterance] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
-    """`checkpoint` with its weights as `recipe` wants them; what it hears shows the damage.
+    """`checkpoint` with its weights as `recipe` wants them, at once; what it hears shows the damage.
+
+    A method that takes part in training does so without any, and a UserWarning says it. `[training]` of
+    a recipe is no part of what is stored, since it has not taken place.
 
     Args:
         utterances: recordings that a recipe with bias correction listens to.
         progress: called with (done, total) after each of them.
     """
-    if checkpoint.quantization is not None:
-        name = checkpoint.quantization.recipe.get("name", "?")
-        raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
+    checkpoint.require_float()
+    method = method_of(recipe.model_copy(update={"training": {}}))
+    if isinstance(method, TrainingMethod):
+        warnings.warn(
+            f"recipe {recipe.name}: method {recipe.method!r} was not trained: weights are rounded at once; "
+            "give --train, or train with subtone.train.Quantize",
+            stacklevel=2,
+        )
     calibration = _features(utterances, checkpoint.front_end, progress) if utterances else None
-    quantization = method_of(recipe).freeze(checkpoint.network, calibration=calibration)
+    quantization = method.freeze(checkpoint.network, calibration=calibration)
     return dataclasses.replace(
         checkpoint, network=decoded_twin(checkpoint.network, quantization), quantization=quantization
     )

@@ -44,8 +44,8 @@ from subtone.quantize.mu_law import (
     soft_assign,
 )
 from subtone.quantize.ranges import kernel_range
-from subtone.quantize.rules import STRICT, Recipe, Settings, assign
-from subtone.quantize.weights import Weight, quantizable_weights
+from subtone.quantize.rules import STRICT, Recipe, Settings
+from subtone.quantize.weights import Weight
 
 
 class GQOptions(pydantic.BaseModel):
@@ -189,8 +189,7 @@ class GQ(TrainingMethod):
         After `end_step` it moves none. Before, the annealing is unfinished: each kernel gets the
         codebook of least error for what it holds now.
         """
-        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
-        weights = quantizable_weights(model)
+        settings, weights = self.quantized(model)
         stored: dict[str, QTensor] = {}
         gaps: dict[str, Tensor] = {}
         for path, of in settings.items():
@@ -205,14 +204,7 @@ class GQ(TrainingMethod):
             )
             gaps[path] = _gap(parameter, torch.from_numpy(stored[path].dequantize()), codebook.scale)
         self._warn_of(gaps)
-        return Quantization(
-            weights=stored,
-            activation_bits={
-                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
-            },
-            bias_shifts={},
-            recipe=self.recipe.resolved(),
-        )
+        return self.quantization(stored, settings, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """mu and scale of every kernel, and whether the hard assignment has taken place."""

@@ -6,7 +6,7 @@ product by `(W_float - W_quantized) E[x]`; what export adds to the output puts i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from subtone.quantize.calibration import gather_input_means
 from subtone.quantize.lloyd_max import codebook_levels
 from subtone.quantize.method import Batch, Method, check_finite
 from subtone.quantize.ranges import fit_grid, group_count, kernel_range
-from subtone.quantize.rules import Settings, assign
-from subtone.quantize.weights import mean_product, quantizable_weights
+from subtone.quantize.rules import Settings
+from subtone.quantize.weights import Weight, mean_product
 
 
 class Linear(Method):
@@ -32,17 +32,14 @@ class Linear(Method):
 
         `calibration` is read only if a rule asks for bias correction, and then it must be there.
         """
-        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
-        weights = quantizable_weights(model)
+        settings, weights = self.quantized(model)
         corrected = [path for path, of in settings.items() if of.bias_correction]
         if corrected and calibration is None:
             raise ValueError(
                 f"recipe {self.recipe.name}: bias_correction=true ({corrected[0]}) needs calibration data; "
                 "give some with --calibration, or set bias_correction = false"
             )
-        stored = {
-            path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()
-        }
+        stored = quantize_weights(weights, settings)
         shifts: dict[str, NDArray[np.float32]] = {}
         if corrected and calibration is not None:
             means = gather_input_means(model, calibration)
@@ -54,14 +51,12 @@ class Linear(Method):
                     )
                 lost = weights[path].values().numpy() - stored[path].dequantize()
                 shifts[path] = mean_product(lost, means[path])
-        return Quantization(
-            weights=stored,
-            activation_bits={
-                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
-            },
-            bias_shifts=shifts,
-            recipe=self.recipe.resolved(),
-        )
+        return self.quantization(stored, settings, weights, bias_shifts=shifts)
+
+
+def quantize_weights(weights: Mapping[str, Weight], settings: Mapping[str, Settings]) -> dict[str, QTensor]:
+    """Each weight in `settings` as they want it stored, all by round to nearest."""
+    return {path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()}
 
 
 def quantize_weight(weight: Tensor, settings: Settings, *, name: str = "the weight") -> QTensor:

@@ -7,11 +7,14 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import pydantic
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subtone.models.checkpoints import Quantization
+from subtone.qtensor import QTensor
 from subtone.quantize.errors import one_line
 from subtone.quantize.rules import STRICT, Recipe, Settings, assign
 from subtone.quantize.weights import Weight, quantizable_weights
@@ -50,6 +53,30 @@ class Method(abc.ABC):
         `calibration`: real features, for recipes that need to see what goes into a layer.
         """
 
+    def quantized(self, model: nn.Module) -> tuple[dict[str, Settings], dict[str, Weight]]:
+        """Parameter path -> what the recipe says of it, and the weight: of all that are not to stay float."""
+        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
+        weights = quantizable_weights(model)
+        return settings, {path: weights[path] for path in settings}
+
+    def quantization(
+        self,
+        stored: Mapping[str, QTensor],
+        settings: Mapping[str, Settings],
+        weights: Mapping[str, Weight],
+        *,
+        bias_shifts: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> Quantization:
+        """What `freeze` returns: `stored`, each with the activations that `settings` want for its kind."""
+        return Quantization(
+            weights=stored,
+            activation_bits={
+                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
+            },
+            bias_shifts=bias_shifts or {},
+            recipe=self.recipe.resolved(),
+        )
+
 
 class TrainingMethod(Method):
     """A method that takes part in training, in at most three places, by three calls a step or fewer.
@@ -82,13 +109,10 @@ class TrainingMethod(Method):
         """
         if self.weights:
             raise ValueError(f"recipe {self.recipe.name}: the method is attached already; detach it first")
-        settings = assign(self.recipe, model)
-        weights = quantizable_weights(model)
-        for path, of in settings.items():
-            if of.keep_float:
-                continue
-            check_finite(path, weights[path].parameter)
-            self.settings[path], self.weights[path] = of, weights[path]
+        settings, weights = self.quantized(model)
+        for path, weight in weights.items():
+            check_finite(path, weight.parameter)
+        self.settings, self.weights = settings, weights
 
     def penalty(self, step: int) -> Tensor | None:
         """The term that the method adds to the loss at `step`, a scalar with a gradient; None without one."""
@@ -102,6 +126,10 @@ class TrainingMethod(Method):
 
     def after_step(self, step: int) -> None:
         """Rewrite weights after the optimizer's step number `step`, if it is time to."""
+
+    def metrics(self) -> dict[str, float]:
+        """How far it has come, by name, for the log of an epoch; {} where there is nothing to tell."""
+        return {}
 
     def detach(self) -> None:
         """Let go of the model: plain modules and plain parameters again."""

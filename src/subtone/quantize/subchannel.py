@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from subtone.models.checkpoints import Quantization
-from subtone.quantize.linear import quantize_weight
+from subtone.quantize.linear import quantize_weights
 from subtone.quantize.method import Batch, TrainingMethod
 from subtone.quantize.parametrization import Parametrized
 from subtone.quantize.range_gradient import Rounded, cells_of_weight, round_weight, with_gradient
-from subtone.quantize.rules import STRICT, Recipe, Settings, assign
-from subtone.quantize.weights import quantizable_weights
+from subtone.quantize.rules import STRICT, Recipe, Settings
 
 
 class SubChannelOptions(pydantic.BaseModel):
@@ -152,18 +151,8 @@ class SubChannel(TrainingMethod):
 
         `calibration` is not read: no range comes from data.
         """
-        weights = quantizable_weights(model)
-        settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
-        return Quantization(
-            weights={
-                path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()
-            },
-            activation_bits={
-                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
-            },
-            bias_shifts={},
-            recipe=self.recipe.resolved(),
-        )
+        settings, weights = self.quantized(model)
+        return self.quantization(quantize_weights(weights, settings), settings, weights)
 
 
 def _check_settings(of: Settings, options: SubChannelOptions, *, where: str) -> None:

@@ -149,7 +149,8 @@ def load_engine(
 ) -> NumpyEngine | NativeEngine:
     """An engine of `kind` "native", "numpy", or "auto": native where the library was built.
 
-    Where "auto" falls back to NumPy, one line of logging says so, once a process. `threads` 0 is one for each core this process may use; the NumPy engine leaves that to NumPy.
+    Where "auto" falls back to NumPy, one line of logging says so, once a process. `threads` 0 is one
+    for each core this process may use; the NumPy engine leaves that to NumPy.
     """
     if kind not in ("auto", "native", "numpy"):
         raise ValueError(f"kind={kind} is not an engine; use auto, native or numpy")
