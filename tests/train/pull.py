@@ -73,6 +73,10 @@ def recipe_of(method: str = "pull", **options: Any) -> Recipe:
     return Recipe.from_dict({"name": "r", "method": method, "options": options, "rules": rules})
 
 
+SCHEDULES = {"gq": {"end_step": 10, "every_steps": 2}, "s8bqat": {"tau_steps": 4}}
+"""For runs of two epochs of six steps: each acts in both."""
+
+
 def recipe_for(method: str) -> Recipe:
     """The stand-in's; or what the first of this method's recipes says of weights, for both layers."""
     if method == "pull":
@@ -82,7 +86,8 @@ def recipe_for(method: str) -> Recipe:
     if not found:
         return Recipe.from_dict({"name": method, "method": method, "rules": [{"bits": 4}]})
     settings = next(rule.settings for rule in found[0].rules if not rule.settings.keep_float)
-    return found[0].model_copy(update={"rules": (Rule(settings=settings),)})
+    options = {**found[0].options, **SCHEDULES.get(method, {})}
+    return found[0].model_copy(update={"rules": (Rule(settings=settings),), "options": options})
 
 
 ROWS, FEATURES = 48, 8

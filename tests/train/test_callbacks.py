@@ -155,6 +155,9 @@ def test_a_killed_run_goes_on_identically(method, tmp_path):
     state = torch.load(tmp_path / "state.ckpt", weights_only=True)
     assert list(state["state_dict"]) == list(UserModule().state_dict())
     assert state["callbacks"]["Quantize"]["step"] == 6
+    plain = UserModule(learning_rate=learning_rate)
+    fit_user_module(plain)
+    assert not torch.equal(state["state_dict"]["first.weight"], plain.first.weight)  # it had acted by then
 
     resumed, again = UserModule(learning_rate=learning_rate), Quantize(recipe)
     fit_user_module(
@@ -168,6 +171,9 @@ def test_a_killed_run_goes_on_identically(method, tmp_path):
     assert again.run.step == callback.run.step == 12
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+    if method == "gq":  # and after it: the hard assignment came in the second epoch
+        assert all(len(row.unique()) <= 2 for row in resumed.first.weight)
+        assert any(len(row.unique()) > 2 for row in state["state_dict"]["first.weight"])
     frozen, expected = again.freeze(), callback.freeze()
     for path, weight in expected.weights.items():
         assert (frozen.weights[path].codes == weight.codes).all()

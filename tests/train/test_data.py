@@ -190,9 +190,12 @@ def test_a_speed_that_leaves_too_few_frames_is_refused(tmp_path: Path) -> None:
 
 def test_a_manifest_with_too_little_time_is_refused_before_any_file_is_read(utterances) -> None:
     hurried = dataclasses.replace(
-        utterances[0], duration_s=0.29, audio_path=Path("/no/such.flac"), text="too soon"
+        utterances[0], duration_s=0.27, audio_path=Path("/no/such.flac"), text="too soon"
     )
     check([hurried], frames_per_step=2)
+    check(
+        [dataclasses.replace(hurried, duration_s=0.28)], frames_per_step=3
+    )  # 28 frames: the tenth row is begun
     with pytest.raises(
         ValueError, match=r"/no/such.flac has 9 frames for 10 labels of 'too soon'; leave it out of train"
     ):

@@ -51,6 +51,34 @@ def test_batches_hold_their_seconds_and_like_lengths(cuts):
         assert max(lengths[name] for name in batch) * len(batch) <= 15.0
 
 
+@pytest.mark.parametrize("epoch_s", [None, 60.0])
+def test_what_is_not_shuffled_comes_alike_in_every_pass(cuts, epoch_s):
+    epochs = Epochs(cuts, batch_s=15.0, epoch_s=epoch_s, seed=3, is_shuffled=False)
+    count, names = epochs.epochs_per_pass, [cut.id for cut in cuts]
+    for part in range(count):
+        once = drawn(epochs, part)
+        assert drawn(epochs, part + count) == once
+        assert sorted(flat(once), key=names.index) == names[part::count]
+
+
+def test_an_utterance_longer_than_a_batch_is_named(cuts):
+    Epochs(cuts, batch_s=7.0, epoch_s=None, seed=3, is_shuffled=True)
+    message = (
+        r"^6.wav lasts 7.00 s as it is heard, longer than a batch of batch_s=6.9; raise batch_s, or leave"
+    )
+    with pytest.raises(ValueError, match=message):
+        Epochs(cuts, batch_s=6.9, epoch_s=None, seed=3, is_shuffled=True)
+
+
+def test_epochs_without_utterances_are_refused(cuts):
+    total_s = sum(cut.duration for cut in cuts)
+    least = Epochs(cuts, batch_s=7.0, epoch_s=total_s / 60, seed=3, is_shuffled=True)
+    assert all(drawn(least, epoch) for epoch in range(60))
+    message = rf"^epoch_s=1.0 makes {total_s:.0f} epochs of 60 utterances, .* use their mean of 3.90 s, or more$"
+    with pytest.raises(ValueError, match=message):
+        Epochs(cuts, batch_s=7.0, epoch_s=1.0, seed=3, is_shuffled=True)
+
+
 def test_an_epoch_follows_from_its_number_and_the_seed(cuts):
     one, same, other = (
         Epochs(cuts, batch_s=15.0, epoch_s=60.0, seed=seed, is_shuffled=True) for seed in (3, 3, 4)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from subtone.models import build, preset
 from subtone.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance, read_manifest
+from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import TrainSettings, fit
-from subtone.train.fit import STATE_NAME
+from subtone.train.fit import ENGLISH, STATE_NAME, WholeFiles, digest_of
 
 SETTINGS = TrainSettings(
     name="tiny", model="quartznet-demo", steps=9, batch_s=20.0, learning_rate=0.005, warmup_share=0.3
@@ -84,6 +89,82 @@ def test_other_settings_do_not_resume_a_run(whole, parts) -> None:
 def test_other_data_do_not_resume_a_run(whole, parts) -> None:
     with pytest.raises(ValueError, match="learns from other data"):
         fit(whole[0], settings=SETTINGS, **{**parts, "train": parts["train"][1:]})
+
+
+def test_other_durations_and_folders_are_other_data(parts) -> None:
+    """Durations decide which utterances make a batch."""
+    network = build(preset("quartznet-demo").to_json())
+    train = parts["train"]
+    moved = train[0].audio_path.parent.parent / "moved" / train[0].audio_path.name
+    moved.parent.mkdir(exist_ok=True)
+    moved.write_bytes(train[0].audio_path.read_bytes())
+    digests = {
+        digest_of([first, *train[1:]], FrontEnd(), ENGLISH, network)
+        for first in (
+            train[0],
+            dataclasses.replace(train[0], duration_s=train[0].duration_s + 1),
+            dataclasses.replace(train[0], audio_path=moved),
+        )
+    }
+    assert len(digests) == 3
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    class Unwritable:
+        def __reduce__(self):
+            raise OSError(28, "No space left on device")
+
+    path = tmp_path / STATE_NAME
+    WholeFiles().save_checkpoint({"a": torch.ones(3)}, path)
+    with pytest.raises(OSError, match="No space left on device; nothing was written"):
+        WholeFiles().save_checkpoint({"a": torch.zeros(1000), "b": Unwritable()}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_states_are_written_in_the_folder_of_the_run(parts, tmp_path: Path, monkeypatch) -> None:
+    """A folder for temporary files may lie on another file system, from where nothing can be renamed."""
+    moves: list[Path] = []
+    replace = os.replace
+
+    def watch(source: Path, target: Path) -> None:
+        moves.extend([Path(source).parent, Path(target).parent])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    fit(tmp_path / "run", settings=SETTINGS.model_copy(update={"steps": 2}), **parts)
+    assert set(moves) == {tmp_path / "run"}
+
+
+def test_a_diverged_run_is_an_error_and_saves_nothing(parts, tmp_path: Path) -> None:
+    wild = SETTINGS.model_copy(update={"learning_rate": 1e20})
+    message = (
+        r"^training diverged: at step \d of 9 the loss is (nan|inf); lower learning_rate=1e\+20\. No state"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, settings=wild, **parts)
+    assert not (tmp_path / STATE_NAME).exists()
+
+
+def test_utterances_longer_than_a_batch_are_named_before_the_run(parts, tmp_path: Path) -> None:
+    longest = max(parts["train"], key=lambda one: one.duration_s)
+    short = SETTINGS.model_copy(update={"batch_s": longest.duration_s - 0.01})
+    lasts = re.escape(f"{longest.audio_path} lasts {longest.duration_s:.2f} s as it is heard, longer than")
+    with pytest.raises(ValueError, match=rf"^{lasts} a batch of batch_s=.*; raise batch_s, or leave it out$"):
+        fit(tmp_path / "run", settings=short, **parts)
+    assert not (tmp_path / "run").exists()
+    slow = SETTINGS.model_copy(update={"batch_s": 1.5 * longest.duration_s, "speeds": (0.5, 1.0)})
+    with pytest.raises(ValueError, match=rf"lasts {2 * longest.duration_s:.2f} s as it is heard"):
+        fit(tmp_path / "run", settings=slow, **parts)
+
+
+def test_the_dev_set_may_hold_what_is_longer_than_a_batch(parts, tmp_path: Path) -> None:
+    by_length = sorted(parts["train"], key=lambda one: one.duration_s)
+    settings = SETTINGS.model_copy(update={"steps": 2, "batch_s": by_length[3].duration_s + 0.01})
+    fitted = fit(tmp_path, settings=settings, train=by_length[:4], dev=by_length[-2:])
+    assert fitted.dev_errors.words == sum(len(one.text.split()) for one in by_length[-2:])
 
 
 def test_a_damaged_state_says_how_to_start_over(parts, tmp_path: Path) -> None:

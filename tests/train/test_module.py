@@ -84,6 +84,29 @@ def test_words_of_the_dev_set_are_counted_up_to_each_length() -> None:
     assert module.errors == WordErrors()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.11, 0.15, 0.9, 0.99])
+@pytest.mark.parametrize("steps", [2, 10])
+def test_every_warmup_that_is_taken_gives_a_rate_to_each_step(share: float, steps: int) -> None:
+    settings = TrainSettings.model_validate({**SETTINGS.model_dump(), "warmup_share": share, "steps": steps})
+    module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=settings)
+    parts = cast(dict[str, Any], module.configure_optimizers())
+    for _ in range(steps):
+        assert 0 < parts["optimizer"].param_groups[0]["lr"] <= SETTINGS.learning_rate
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
+    """As on a GPU, where many are looked at together."""
+    module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
+    module._steps_before = 3
+    module._losses = [torch.tensor(1.0)]
+    module.check_losses()
+    module._losses += [torch.tensor(value) for value in (2.0, float("inf"), float("nan"))]
+    with pytest.raises(ValueError, match=r"at step 6 of 10 the loss is inf; lower learning_rate=0.1\."):
+        module.check_losses()
+
+
 def test_the_learning_rate_rises_and_falls_within_the_steps() -> None:
     module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
     parts = cast(dict[str, Any], module.configure_optimizers())

@@ -30,6 +30,14 @@ def test_each_recipe_in_the_repository_holds(path: Path) -> None:
             r"recipe: model='quartznet5x6' is not a preset; did you mean quartznet5x5\?",
         ),
         ({"speeds": [0.9, 3.0]}, r"recipe: speeds=\(0.9, 3.0\) must lie in 0.5..2"),
+        (
+            {"warmup_share": 1.0},
+            r"recipe: warmup_share=1.0 leaves no step for the rate to fall; 0.15 is usual",
+        ),
+        (
+            {"warmup_share": 0.1},
+            r"recipe: warmup_share=0.1 of steps=10 is a single step, .*; use 0.0, or more",
+        ),
         ({"speeds": []}, r"recipe: speeds=\[\] does not fit: "),
     ],
 )

@@ -113,6 +113,11 @@ class S8BQAT(ACosR):
         means = [gamma.mean() for gamma in used if gamma.size]
         return float(np.mean(means)) if means else math.nan
 
+    def metrics(self) -> dict[str, float]:
+        """`gamma`: `mean_convergence`, once there are centroids; that of each is in `convergence`."""
+        gamma = self.mean_convergence()
+        return {} if math.isnan(gamma) else {"gamma": gamma}
+
 
 def _convergence(weight: Tensor, penalty: AbsoluteCosine, epsilon: float) -> NDArray[np.float64]:
     position, index = penalty.nearest(weight)

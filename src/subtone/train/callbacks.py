@@ -101,6 +101,11 @@ class MethodInRun:
         self._is_step_open = False
         self.step += 1
 
+    def metrics(self) -> dict[str, float]:
+        """What the method has to tell of its progress now."""
+        assert self._method is not None
+        return self._method.metrics()
+
     def end(self) -> None:
         """Detach, if anything is attached."""
         if self._is_attached:
@@ -143,6 +148,8 @@ class Quantize(Callback):
     travels in Lightning's checkpoints, whose weights keep the names of the plain model; a resumed run
     goes on identically. After the fit the module is plain again and its weights are float ones;
     `freeze()` gives what will be stored.
+
+    After each epoch it logs the method's metrics (S8BQAT: "gamma") as `self.log` in the module would.
 
     Works with automatic and manual optimization. Of several optimizers only the one that holds the
     quantized weights counts steps; if it steps several times within one batch, these are one step.
@@ -191,6 +198,9 @@ class Quantize(Callback):
 
     def on_train_batch_end(self, *_: object) -> None:
         self.run.after_step()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        module.log_dict(self.run.metrics(), sync_dist=True)  # equal in all processes, as weights are
 
     def on_fit_end(self, *_: object) -> None:
         self.run.end()

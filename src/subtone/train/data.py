@@ -51,7 +51,7 @@ def cuts_of(utterances: Sequence[Utterance], *, rate_hz: int, speeds: Sequence[f
     cuts = []
     for index, utterance in enumerate(utterances):
         for speed in speeds:
-            name, num_samples = f"{index}x{speed:g}", round(utterance.duration_s * rate_hz / speed)
+            name, num_samples = f"{index}x{speed:g}", num_samples_of(utterance, rate_hz, speed)
             duration_s = num_samples / rate_hz
             source = AudioSource(type="file", channels=[0], source=str(utterance.audio_path))
             recording = Recording(
@@ -77,6 +77,25 @@ def cuts_of(utterances: Sequence[Utterance], *, rate_hz: int, speeds: Sequence[f
                 )
             )
     return CutSet.from_cuts(cuts)
+
+
+def num_samples_of(utterance: Utterance, rate_hz: int, speed: float) -> int:
+    """How many the manifest promises, as it is heard at `speed`."""
+    return round(utterance.duration_s * rate_hz / speed)
+
+
+def longest_s(cuts: CutSet) -> float:
+    """Seconds of the longest of `cuts`."""
+    return max(cut.duration for cut in cuts)
+
+
+def num_steps(num_frames: int, frames_per_step: int) -> int:
+    """Rows of logits for so many frames of features: a stride pads, and counts a last part as whole.
+
+    >>> [num_steps(num_frames, 3) for num_frames in (27, 28, 30)]
+    [9, 10, 10]
+    """
+    return -(-num_frames // frames_per_step)
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -107,16 +126,17 @@ def check_utterances(
         needed = frames_needed(
             tokenizer.encode(reference_of(utterance.text, tokenizer, utterance.audio_path))
         )
-        frames = front_end.num_frames(int(utterance.duration_s * front_end.rate_hz / fastest))
+        frames = front_end.num_frames(num_samples_of(utterance, front_end.rate_hz, fastest))
+        steps = num_steps(frames, frames_per_step)
         if needed == 0:
             raise ValueError(
                 f"{utterance.audio_path}: no label for any character of text={utterance.text!r:.60}; "
                 f"write the words in {''.join(tokenizer.labels)!r} or leave it out of {name}"
             )
-        if needed > frames // frames_per_step:
+        if needed > steps:
             raise ValueError(
-                f"{utterance.audio_path} has {frames // frames_per_step} frames for {needed} "
-                f"labels of {utterance.text!r:.60}; leave it out of {name}"
+                f"{utterance.audio_path} has {steps} frames for {needed} labels of {utterance.text!r:.60}; "
+                f"leave it out of {name}"
             )
 
 
@@ -176,7 +196,7 @@ class FeatureDataset(Dataset[Batch]):
 
     def _check_frames(self, cut: MonoCut, num_frames: int, labels: Sequence[int]) -> None:
         """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
-        steps = -(-num_frames // self.frames_per_step)
+        steps = num_steps(num_frames, self.frames_per_step)
         needed, speed = frames_needed(labels), cut.custom["speed"]
         if needed > steps:
             raise ValueError(

@@ -7,24 +7,27 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from subtone.files import replacing
 from subtone.models import Network, build, preset
 from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer, WordErrors
-from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader
+from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader, longest_s
 from subtone.train.module import CtcModule
 from subtone.train.settings import Learning, TrainSettings
 
@@ -55,7 +58,7 @@ def fit(
 ) -> Fitted:
     """Train `settings.model` on `train`; the last step's weights, which one cycle ends on.
 
-    After each epoch the state goes to `folder/training.ckpt`, written beside and renamed. A call
+    After each epoch the state goes to `folder/training.ckpt`, whole or not at all. A call
     that finds one goes on from there and ends, on the same machine and number of threads, with
     the weights of a run that was never killed; one that finds a finished run returns it.
 
@@ -64,7 +67,8 @@ def fit(
 
     Raises:
         ValueError: no utterances, a text that the labels cannot spell or that is too long for its
-            sound, a state in `folder` that belongs to other settings.
+            sound, an utterance of `train` longer than a batch, a state in `folder` that belongs to
+            other settings; a loss or a weight that is no longer finite, before that is saved.
     """
     if not dev:
         raise ValueError("dev has no utterances; give at least one")
@@ -93,7 +97,8 @@ def run(
 ) -> None:
     """Train `module` as its settings say, from the state in `folder` if there is one; see `fit`.
 
-    `dev` may be empty; otherwise `module.errors` are those of the last step on it.
+    `dev` may be empty; otherwise `module.errors` are those of the last step on it. Its batches hold
+    `batch_s`, or its longest utterance.
     """
     folder, settings = Path(folder), module.settings
     network = cast(Network, module.network)
@@ -102,10 +107,9 @@ def run(
     )
     if dev:
         check_utterances("dev", dev, front_end, module.tokenizer, network.frames_per_step, fastest=1.0)
-    folder.mkdir(parents=True, exist_ok=True)
     state = folder / STATE_NAME
     module.data = digest_of(train, front_end, module.tokenizer, network)
-    epoch = epoch_to_resume(state, settings, module.data) if state.is_file() else 0
+    epoch = epoch_to_resume(state, module) if state.is_file() else 0
     dataset = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
     train_loader = loader(
         cuts_of(train, rate_hz=front_end.rate_hz, speeds=settings.speeds),
@@ -121,8 +125,13 @@ def run(
         dev_cuts = cuts_of(dev, rate_hz=front_end.rate_hz)
         dev_set = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
         dev_loader = loader(
-            dev_cuts, dev_set, batch_s=settings.batch_s, seed=settings.seed, is_shuffled=False
+            dev_cuts,
+            dev_set,
+            batch_s=max(settings.batch_s, longest_s(dev_cuts)),
+            seed=settings.seed,
+            is_shuffled=False,
         )
+    folder.mkdir(parents=True, exist_ok=True)
     with quiet_lightning(), plain_interrupt():
         trainer = make_trainer(folder, settings, progress, callbacks, precision)
         ckpt_path = state if state.is_file() else None
@@ -132,11 +141,15 @@ def run(
 def digest_of(
     train: Sequence[Utterance], front_end: FrontEnd, tokenizer: CharTokenizer, network: nn.Module
 ) -> str:
-    """What a run begins with, so that another is not taken for it: who says what in which file of how
-    many bytes, its features and its labels, and the weights before the first step."""
-    facts = [
-        (item.audio_path.name, item.audio_path.stat().st_size, item.text, item.speaker) for item in train
-    ]
+    """What a run begins with, so that another is not taken for it: who says what in which file (its folder's
+    name and its own) of how many bytes and seconds, the features and labels, and the weights before the
+    first step."""
+    facts = []
+    for item in train:
+        path = item.audio_path
+        facts.append(
+            (path.parent.name, path.name, path.stat().st_size, item.duration_s, item.text, item.speaker)
+        )
     document = [facts, front_end.to_json(), tokenizer.to_json()]
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for name, value in network.state_dict().items():
@@ -145,18 +158,21 @@ def digest_of(
     return digest.hexdigest()
 
 
-def epoch_to_resume(state: Path, settings: Learning, data: str) -> int:
+def epoch_to_resume(state: Path, module: CtcModule) -> int:
     """The epoch after the one at whose end `state` was written; ValueError if it is another run's.
+
+    A run is what it learns from, its settings and its recipe: `module.data`, `.settings`, `.recipe`.
 
     The sampler must know it beforehand: Lightning draws the first batches before it tells it.
     """
     try:
         document = torch.load(state, map_location="cpu", weights_only=True)
         theirs, epoch, their_data = document["settings"], document["epoch"], document["data"]
+        their_recipe = document["recipe"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{state} is damaged, or of another version; remove it to start over") from error
-    ours = settings.model_dump(mode="json")
-    if their_data != data:
+    ours = module.settings.model_dump(mode="json")
+    if their_data != module.data:
         raise ValueError(
             f"the run begun in {state.parent} learns from other data, or began with other weights; choose "
             "another folder"
@@ -167,7 +183,34 @@ def epoch_to_resume(state: Path, settings: Learning, data: str) -> int:
                 f"{name}={value!r} differs from the run begun in {state.parent}, where it is "
                 f"{theirs.get(name)!r}; choose another folder, or the same settings to go on"
             )
+    for name in sorted({*module.recipe, *their_recipe}):
+        if module.recipe.get(name) != their_recipe.get(name):
+            raise ValueError(
+                f"{name}={brief(module.recipe.get(name))} of the recipe differs from the run begun in "
+                f"{state.parent}, where it is {brief(their_recipe.get(name))}; choose another folder, or the "
+                "same recipe to go on"
+            )
     return epoch + 1
+
+
+def brief(value: object) -> str:
+    """`value` in an error, not longer than a line."""
+    return f"{value!r:.80}"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's states written beside and renamed, so that the last good one stands until the next does.
+
+    Its own writer goes through the folder for temporary files; where that is another file system, the
+    move from there writes over the old state bit by bit.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        # Through a file of Python's: torch's own turns a full disk into a RuntimeError.
+        with replacing(os.fspath(path)) as beside, beside.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def make_trainer(
@@ -194,6 +237,7 @@ def make_trainer(
         # epoch twice (2.6.6), and tells the sampler so.
         max_epochs=-1,
         gradient_clip_val=settings.clip_norm,
+        plugins=[WholeFiles()],
         callbacks=[keep_state, Watch(settings.steps, progress), *callbacks],
         use_distributed_sampler=False,  # Lhotse's sampler splits between processes itself
         num_sanity_val_steps=0,

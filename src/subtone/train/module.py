@@ -6,6 +6,7 @@ Letters: B utterances, F features, T frames, V labels and the blank.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import lightning
@@ -18,6 +19,9 @@ from subtone.speech.text import CharTokenizer, WordErrors, word_errors
 from subtone.train.data import Batch
 from subtone.train.settings import Learning
 
+STEPS_BETWEEN_LOOKS = 50
+"""On a GPU, where to look at a loss is to wait for it; a CPU looks at each."""
+
 
 class CtcModule(lightning.LightningModule):
     """`network(features (B, F, T), lengths (B,))` gives logits (B, T', V) and their lengths (B,).
@@ -26,18 +30,30 @@ class CtcModule(lightning.LightningModule):
     alone, so that a resumed run draws what the uninterrupted one would have.
     """
 
-    def __init__(self, network: nn.Module, *, tokenizer: CharTokenizer, settings: Learning) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        tokenizer: CharTokenizer,
+        settings: Learning,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         self.settings = settings
+        self.recipe = dict(recipe or {})
+        """What decides the run beside `settings`, as plain JSON; it travels in the checkpoint."""
         self.data = ""
         """A digest of what is learned from; it travels in the checkpoint."""
         self.errors = WordErrors()
         """Of the latest pass over the dev set."""
         self.curve: list[dict[str, float]] = []
-        """A row an epoch: `step`, `loss` (its mean over the epoch) and, with a dev set, `dev_wer_percent`."""
+        """A row an epoch: `step`, `loss` (its mean over the epoch), with a dev set `dev_wer_percent`, and
+        what else was logged by then (subtone.train.Quantize: the metrics of its method)."""
         self._losses: list[Tensor] = []
+        self._steps_before = 0
+        self._num_checked = 0
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(features, lengths)
@@ -56,6 +72,8 @@ class CtcModule(lightning.LightningModule):
         )
         loss = self.loss(features, batch)
         self._losses.append(loss.detach())
+        if loss.device.type == "cpu" or len(self._losses) % STEPS_BETWEEN_LOOKS == 0:
+            self.check_losses()
         return loss
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
@@ -73,20 +91,43 @@ class CtcModule(lightning.LightningModule):
             blank=self.tokenizer.blank_index,
         )
 
+    def check_losses(self) -> None:
+        """ValueError at the first loss since the last look that is not finite."""
+        fresh = torch.tensor([float(loss) for loss in self._losses[self._num_checked :]])
+        wrong = (~torch.isfinite(fresh)).nonzero().flatten().tolist()
+        if wrong:
+            step = self._steps_before + self._num_checked + wrong[0] + 1
+            raise self._diverged(
+                f"at step {step} of {self.settings.steps} the loss is {float(fresh[wrong[0]])}"
+            )
+        self._num_checked = len(self._losses)
+
+    def _diverged(self, what: str) -> ValueError:
+        rate = self.settings.learning_rate
+        return ValueError(
+            f"training diverged: {what}; lower learning_rate={rate:g}. No state of it was saved"
+        )
+
     def on_train_epoch_start(self) -> None:
-        self._losses = []
+        self._losses, self._num_checked, self._steps_before = [], 0, self.global_step
 
     def on_train_epoch_end(self) -> None:
-        """After validation, and before the state is saved."""
+        """After validation and other callbacks, and before the state is saved."""
         if not self._losses:  # a finished run, taken up again
             return
+        self.check_losses()
+        for name, value in self.state_dict().items():  # the last step has no loss after it
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise self._diverged(f"after step {self.global_step} {name} is not finite")
         row = {"step": float(self.global_step), "loss": float(torch.stack(self._losses).mean())}
         if self.errors.words:
             row["dev_wer_percent"] = 100 * self.errors.rate
+        row |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         self.curve.append(row)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings.model_dump(mode="json")
+        checkpoint["recipe"] = self.recipe
         checkpoint["data"] = self.data
         checkpoint["curve"] = self.curve
         checkpoint["errors"] = dataclasses.asdict(self.errors)

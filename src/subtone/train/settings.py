@@ -52,6 +52,18 @@ class Learning(pydantic.BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @pydantic.model_validator(mode="after")
+    def _check_warmup(self) -> Learning:
+        """torch's OneCycleLR divides by the steps between its ends, and neither part may have one step only."""
+        if self.warmup_share == 1:
+            raise ValueError("warmup_share=1.0 leaves no step for the rate to fall; 0.15 is usual")
+        if self.warmup_share * self.steps == 1:
+            raise ValueError(
+                f"warmup_share={self.warmup_share} of steps={self.steps} is a single step, and a rise needs two; "
+                "use 0.0, or more"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _check_speeds(self) -> Learning:
         for speed in self.speeds:
             if not 0.5 <= speed <= 2:
@@ -108,9 +120,10 @@ class TuneSettings(Learning):
     * `batch_norm`: "frozen" keeps the statistics of every BatchNorm, gains and biases still learn;
       "batch" takes those of each batch, as in training from nothing.
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
-      the training data, behind the weights as stored; 0 leaves them.
+      the training data, behind the weights as stored, in further passes where one has fewer; 0 leaves
+      them.
     * `distillation`: share of the loss that is the divergence from what the float checkpoint hears in
-      each frame; the rest is CTC. 1 needs no texts' errors at all.
+      each frame; the rest is CTC. At 1 the texts have to be spelled, and nothing is learnt from them.
     * `precision`: of products and activations in training; weights stay float32.
     """
 

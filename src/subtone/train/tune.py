@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtone.models import Network
 from subtone.models.checkpoints import Checkpoint, Quantization
@@ -18,7 +19,7 @@ from subtone.quantize import Recipe, TrainingMethod, decoded_twin, method_of
 from subtone.quantize.simulate import simulate
 from subtone.speech.data import Utterance
 from subtone.train.callbacks import Quantize
-from subtone.train.data import Batch, FeatureDataset, cuts_of, loader
+from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
 from subtone.train.fit import run
 from subtone.train.module import CtcModule
 from subtone.train.settings import TuneSettings
@@ -42,8 +43,15 @@ class TuneModule(CtcModule):
 
     settings: TuneSettings
 
-    def __init__(self, checkpoint: Checkpoint, *, settings: TuneSettings, teacher: nn.Module | None) -> None:
-        super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        settings: TuneSettings,
+        teacher: nn.Module | None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings, recipe=recipe)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -94,20 +102,31 @@ def tune(
     A method that takes no part in training ("linear") rounds what training left: with `keep_float`
     everywhere that is the float model tuned identically, the control of any comparison.
 
-    The state goes to `folder` after every epoch, and a killed run goes on there (subtone.train.fit).
-    `checkpoint` itself is left as it is.
+    The state goes to `folder` after every epoch, and a killed run goes on there, if it is of the same
+    recipe (subtone.train.fit). `checkpoint` itself is left as it is.
 
     Raises:
-        ValueError: no `[training]`, a quantized checkpoint, and what `fit` and the method refuse.
+        ValueError: no `[training]`, a quantized checkpoint, statistics to be taken anew of a network
+            that has none, and what `fit` and the method refuse.
     """
     settings = TuneSettings.of(recipe)
     recipe = recipe.model_copy(update={"training": settings.model_dump(mode="json")})
     if checkpoint.quantization is not None:
         name = checkpoint.quantization.recipe.get("name", "?")
         raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
+    if settings.recalibration_batches and not batch_norms_of(checkpoint.network):
+        raise ValueError(
+            f"recalibration_batches={settings.recalibration_batches} has no effect on a network without "
+            "BatchNorm; leave it out"
+        )
     teacher = copy.deepcopy(checkpoint.network).eval() if settings.distillation else None
     network = copy.deepcopy(checkpoint.network)
-    module = TuneModule(dataclasses.replace(checkpoint, network=network), settings=settings, teacher=teacher)
+    module = TuneModule(
+        dataclasses.replace(checkpoint, network=network),
+        settings=settings,
+        teacher=teacher,
+        recipe=recipe.resolved(),
+    )
     set_modes(network, settings)
     method = method_of(recipe)
     callback = Quantize(recipe, submodule="network") if isinstance(method, TrainingMethod) else None
@@ -135,16 +154,32 @@ def set_modes(network: nn.Module, settings: TuneSettings) -> None:
     """Training mode, but for BatchNorms that are to keep their statistics; Lightning leaves it so."""
     network.train()
     if settings.batch_norm == "frozen":
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for norm in batch_norms_of(network):
+            norm.eval()
+
+
+def batch_norms_of(network: nn.Module) -> list[_BatchNorm]:
+    """Every BatchNorm in `network`."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 def recalibrate(network: nn.Module, quantization: Quantization, batches: Iterable[Tensor]) -> None:
-    """Give every BatchNorm of `network`, which holds decoded weights, the statistics of `batches` (B, F, T)."""
-    handles = simulate(network, quantization)
+    """Give every BatchNorm of `network`, which holds decoded weights, the statistics of `batches` (B, F, T).
+
+    Each is the mean over batches. All else hears as it serves, in eval mode, without dropout (torch's
+    `update_bn` would turn it on), and so is the network left.
+    """
+    handles = simulate(network.eval(), quantization)
+    norms = batch_norms_of(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None
     with torch.no_grad():
-        update_bn(batches, network)
+        for features in batches:
+            network(features)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
     for handle in handles:
         handle.remove()
 
@@ -152,16 +187,26 @@ def recalibrate(network: nn.Module, quantization: Quantization, batches: Iterabl
 def recalibration_batches(
     train: Sequence[Utterance], checkpoint: Checkpoint, settings: TuneSettings
 ) -> Iterator[Tensor]:
-    """Features (B, F, T) of the first batches of the first epoch, cut to the shortest of each: no padding,
-    which would count as sound."""
-    front_end = checkpoint.front_end
-    batches = loader(
-        cuts_of(train, rate_hz=front_end.rate_hz),
-        FeatureDataset(front_end, checkpoint.tokenizer, frames_per_step=checkpoint.network.frames_per_step),
-        batch_s=settings.batch_s,
-        epoch_s=settings.epoch_s,
-        seed=settings.seed,
-        is_shuffled=True,
+    """Features (B, F, T) of the first batches of as many passes over `train` as they need, at its own speed.
+
+    Each is cut to its shortest utterance: no padding, which would count as sound.
+    """
+    front_end, left = checkpoint.front_end, settings.recalibration_batches
+    cuts = cuts_of(train, rate_hz=front_end.rate_hz)
+    dataset = FeatureDataset(
+        front_end, checkpoint.tokenizer, frames_per_step=checkpoint.network.frames_per_step
     )
-    for _, batch in zip(range(settings.recalibration_batches), batches, strict=False):
-        yield batch.features[:, :, : int(batch.lengths.min())]
+    for index in itertools.count():
+        batches = loader(
+            cuts,
+            dataset,
+            batch_s=max(settings.batch_s, longest_s(cuts)),
+            seed=settings.seed,
+            is_shuffled=True,
+            epoch=index,
+        )
+        for batch in itertools.islice(batches, left):
+            yield batch.features[:, :, : int(batch.lengths.min())]
+            left -= 1
+        if not left:
+            return
