@@ -30,7 +30,7 @@ from subtone.speech.data import read_manifest, spread
 from subtone.train.data import Batch, FeatureDataset, cuts_of
 from subtone.train.module import CtcModule
 from subtone.train.settings import TuneSettings
-from subtone.train.tune import set_modes
+from subtone.train.tuning import set_modes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (

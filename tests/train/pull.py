@@ -17,7 +17,7 @@ from subtone.models.checkpoints import Quantization
 from subtone.quantize import METHODS, Recipe, Rule, TrainingMethod, quantizable_weights, quantize_weight
 from subtone.quantize.method import Batch
 from subtone.quantize.rules import STRICT, assign
-from subtone.train.fit import quiet_lightning
+from subtone.train.fitting import quiet_lightning
 
 ROOT = Path(__file__).resolve().parents[2]
 

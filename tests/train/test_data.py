@@ -21,7 +21,7 @@ from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import data
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, frames_needed, loader
-from subtone.train.fit import ENGLISH
+from subtone.train.fitting import ENGLISH
 
 
 @pytest.fixture(scope="module")

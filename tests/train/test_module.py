@@ -11,7 +11,7 @@ from torch import nn
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.speech.text import WordErrors
 from subtone.train.data import Batch
-from subtone.train.fit import ENGLISH
+from subtone.train.fitting import ENGLISH
 from subtone.train.module import CtcModule, mask_features, random_span
 from subtone.train.settings import TrainSettings
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from subtone.train.callbacks import Quantize
-from subtone.train.fit import Fitted, fit
+from subtone.train.fitting import Fitted, fit
 from subtone.train.module import CtcModule
 from subtone.train.settings import TrainSettings, TuneSettings
-from subtone.train.tune import Tuned, tune
+from subtone.train.tuning import Tuned, tune
 
 if TYPE_CHECKING:
     from subtone.train.hf_callback import HfQuantize

@@ -20,7 +20,7 @@ from subtone.quantize.simulate import simulate
 from subtone.speech.data import Utterance
 from subtone.train.callbacks import Quantize
 from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
-from subtone.train.fit import run
+from subtone.train.fitting import run
 from subtone.train.module import CtcModule
 from subtone.train.settings import TuneSettings
 
@@ -103,7 +103,7 @@ def tune(
     everywhere that is the float model tuned identically, the control of any comparison.
 
     The state goes to `folder` after every epoch, and a killed run goes on there, if it is of the same
-    recipe (subtone.train.fit). `checkpoint` itself is left as it is.
+    recipe (subtone.train.fitting). `checkpoint` itself is left as it is.
 
     Raises:
         ValueError: no `[training]`, a quantized checkpoint, statistics to be taken anew of a network

@@ -23,8 +23,8 @@ from subtone.speech.data import Utterance, read_manifest
 from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import TuneSettings, tune
-from subtone.train.fit import ENGLISH
-from subtone.train.tune import TuneModule, divergence, recalibrate
+from subtone.train.fitting import ENGLISH
+from subtone.train.tuning import TuneModule, divergence, recalibrate
 
 TRAINING = {"steps": 6, "batch_s": 10.0, "epoch_s": 15.0, "learning_rate": 1e-3}
 FLOAT = {"method": "linear", "rules": [{"keep_float": True}]}

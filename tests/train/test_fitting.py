@@ -20,7 +20,7 @@ from subtone.speech.data import Utterance, read_manifest
 from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import TrainSettings, fit
-from subtone.train.fit import ENGLISH, STATE_NAME, WholeFiles, digest_of
+from subtone.train.fitting import ENGLISH, STATE_NAME, WholeFiles, digest_of
 
 SETTINGS = TrainSettings(
     name="tiny", model="quartznet-demo", steps=9, batch_s=20.0, learning_rate=0.005, warmup_share=0.3
