@@ -61,7 +61,7 @@ def test_imports_point_one_way(part: str) -> None:
 
 
 def test_every_part_has_its_place_in_the_order() -> None:
-    free = {"__init__", "__main__", "cli", "command_errors", "demo"}
+    free = {"__init__", "__main__", "cli", "command_errors", "command_output", "demo"}
     assert {part_of(path) for path in FILES} == {*MAY_IMPORT, *free}
 
 
@@ -76,6 +76,27 @@ def test_importing_the_run_time_and_the_command_line_loads_no_torch() -> None:
     script = "import sys, subtone.runtime, subtone.runtime.session, subtone.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {name.split(".")[0] for name in done.stdout.split()} & TORCH_SIDE
+
+
+def test_what_needs_torch_is_there_once_it_is_named() -> None:
+    script = """
+import sys, subtone
+assert not {"torch", "pydantic"} & sys.modules.keys()
+recipe = subtone.Recipe.load(sys.argv[1])
+callback = subtone.train.Quantize(recipe)
+assert callback.run.recipe is recipe
+assert subtone.quantize.METHODS and subtone.export and subtone.models and subtone.report
+from subtone import Recipe, train  # the same by another way
+assert Recipe is subtone.Recipe and train is subtone.train
+try:
+    subtone.trane
+except AttributeError as error:
+    print(error)
+"""
+    recipe = SOURCE.parents[1] / "recipes" / "native-i4w.toml"
+    command = [sys.executable, "-c", script, str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "module 'subtone' has no attribute 'trane'\n"), done.stderr
 
 
 def test_no_file_is_too_long_to_read() -> None:

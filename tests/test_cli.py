@@ -21,7 +21,8 @@ import soundfile
 import torch
 import typer
 
-from subtone.cli import _show, app
+from subtone.cli import app
+from subtone.command_output import show
 from subtone.models.checkpoints import Checkpoint, save_checkpoint
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.speech.features import FrontEnd
@@ -362,7 +363,7 @@ def test_a_full_disk_leaves_nothing(workplace: Path) -> None:
 
 def test_a_number_that_json_has_not_leaves_half_a_document_nowhere(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        _show({"whole": 1, "loss": float("nan")}, as_json=True, table=None)
+        show({"whole": 1, "loss": float("nan")}, as_json=True, table=None)
     assert capsys.readouterr().out == ""
 
 

@@ -3,12 +3,45 @@
 >>> import subtone
 >>> text = subtone.Session.load("model.subtone").hear_file("a.wav")  # doctest: +SKIP
 
-What needs torch (recipes, quantizing, training, packing) is imported from its own package:
-`subtone.quantize`, `subtone.train`, `subtone.export`, `subtone.models`.
+What needs torch is imported when it is first named, so that what runs on a device never loads it:
+`Recipe`, and the packages `quantize`, `train`, `export`, `models` and `report`.
+
+>>> callback = subtone.train.Quantize(subtone.Recipe.load("recipe.toml"))  # doctest: +SKIP
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from subtone.pack import PackedFileError
 from subtone.qtensor import QTensor
 from subtone.runtime.session import Session
 
-__all__ = ["PackedFileError", "QTensor", "Session"]
+if TYPE_CHECKING:
+    from subtone import export, models, quantize, report, train
+    from subtone.quantize import Recipe
+
+ON_DEMAND = ("export", "models", "quantize", "report", "train")
+"""Packages that are attributes of this one before anybody has imported them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Recipe":
+        return importlib.import_module("subtone.quantize").Recipe
+    if name in ON_DEMAND:
+        return importlib.import_module(f"subtone.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "PackedFileError",
+    "QTensor",
+    "Recipe",
+    "Session",
+    "export",
+    "models",
+    "quantize",
+    "report",
+    "train",
+]

@@ -9,17 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from subtone.command_errors import OneLineErrors
+from subtone.command_output import progress_bar, say, show
 from subtone.files import claimed, write_text
 
 if TYPE_CHECKING:
@@ -45,9 +41,6 @@ report_app = typer.Typer(cls=OneLineErrors, help="Make pages to read.", rich_mar
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(report_app, name="report")
-log = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-PLAIN_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
@@ -61,30 +54,6 @@ def main() -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     app()
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Any]:
-    """A callback (done, total) that moves a bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _show(document: Any, *, as_json: bool, table: Any) -> None:
-    if as_json:
-        print(json.dumps(document, indent=1, allow_nan=False))  # whole, or an error and nothing
-    else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
-
-
-def _say(document: dict[str, Any], *, as_json: bool, line: str) -> None:
-    """What a command made: `document` on stdout with --json, else `line` on stderr."""
-    if as_json:
-        _show(document, as_json=True, table=None)
-    else:
-        log.print(line)
 
 
 def _out_and_run(out: Path) -> tuple[Path, Path]:
@@ -150,7 +119,7 @@ def demo(
     from subtone.report.tables import evaluation
 
     rows = run_demo(folder, bar=progress_bar, seed=seed)
-    _show(rows, as_json=as_json, table=None if as_json else evaluation(rows))
+    show(rows, as_json=as_json, table=None if as_json else evaluation(rows))
 
 
 @data_app.command("synth")
@@ -180,7 +149,7 @@ def data_synth(
         "seed": seed,
     }
     line = f"{corpus.folder}: {num_train} + {num_dev} + {num_test} utterances"
-    _say(document, as_json=as_json, line=line)
+    say(document, as_json=as_json, line=line)
 
 
 @app.command()
@@ -221,7 +190,7 @@ def train(
             **dataclasses.asdict(errors),
         },
     }
-    _say(document, as_json=as_json, line=f"{out}: dev WER {100 * errors.rate:.2f} %")
+    say(document, as_json=as_json, line=f"{out}: dev WER {100 * errors.rate:.2f} %")
 
 
 @app.command()
@@ -276,7 +245,7 @@ def quantize(
         "recipe": dict(result.quantization.recipe),
         "curve": curve,
     }
-    _say(document, as_json=as_json, line=f"{out}: {document['weights']} weights by {settings.name}")
+    say(document, as_json=as_json, line=f"{out}: {document['weights']} weights by {settings.name}")
 
 
 def _trained(
@@ -312,7 +281,7 @@ def methods(as_json: AsJson = False) -> None:
     from subtone.report.tables import methods as table_of
 
     document = describe_methods()
-    _show(document, as_json=as_json, table=None if as_json else table_of(document))
+    show(document, as_json=as_json, table=None if as_json else table_of(document))
 
 
 @app.command()
@@ -351,7 +320,7 @@ def pack(
         "operations": len(model.program.ops),
         "quantized_weights": sum(isinstance(value, QTensor) for value in model.constants.values()),
     }
-    _say(document, as_json=as_json, line=f"{file}: {num_bytes / 1e6:.2f} MB")
+    say(document, as_json=as_json, line=f"{file}: {num_bytes / 1e6:.2f} MB")
 
 
 @app.command()
@@ -364,7 +333,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_jso
     from subtone.report.tables import inspection
 
     document = describe(file)
-    _show(document, as_json=as_json, table=None if as_json else inspection(document))
+    show(document, as_json=as_json, table=None if as_json else inspection(document))
 
 
 @app.command()
@@ -387,7 +356,7 @@ def transcribe(
         if not as_json:
             print(f"{path}: {results[-1]['text']}" if len(audio) > 1 else results[-1]["text"], flush=True)
     if as_json:
-        _show(results, as_json=True, table=None)
+        show(results, as_json=True, table=None)
 
 
 @app.command()
@@ -415,7 +384,7 @@ def evaluate(
         save_heard(save, heard)
     size = {"bytes": file.stat().st_size} if file.suffix == ".subtone" else {}
     document = {"model": str(file), "manifest": str(manifest), **size, **summarize(heard)}
-    _show(document, as_json=as_json, table=None if as_json else evaluation([document]))
+    show(document, as_json=as_json, table=None if as_json else evaluation([document]))
 
 
 @app.command()
@@ -447,7 +416,7 @@ def compare(
         "manifest": str(manifest or ""),
         **compare_heard(*heard),
     }
-    _show(document, as_json=as_json, table=None if as_json else comparison(document))
+    show(document, as_json=as_json, table=None if as_json else comparison(document))
 
 
 @bench_app.command("model")
@@ -478,7 +447,7 @@ def bench_model(
         )
     if out is not None:
         write_text(out, json.dumps(document, indent=1) + "\n")
-    _show(document, as_json=as_json, table=None if as_json else race(document))
+    show(document, as_json=as_json, table=None if as_json else race(document))
 
 
 @report_app.command("figures")
@@ -504,4 +473,4 @@ def report_figures(
         raise ValueError(f"out={out} must end in .html")
     document = paper_curves(checkpoint, weight=weight, seed=seed)
     write_text(out, figures_page(document))
-    _say(document, as_json=as_json, line=f"{out}: three figures")
+    say(document, as_json=as_json, line=f"{out}: three figures")
