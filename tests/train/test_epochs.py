@@ -74,7 +74,9 @@ def test_epochs_without_utterances_are_refused(cuts):
     total_s = sum(cut.duration for cut in cuts)
     least = Epochs(cuts, batch_s=7.0, epoch_s=total_s / 60, seed=3, is_shuffled=True)
     assert all(drawn(least, epoch) for epoch in range(60))
-    message = rf"^epoch_s=1.0 makes {total_s:.0f} epochs of 60 utterances, .* use their mean of 3.90 s, or more$"
+    message = (
+        rf"^epoch_s=1.0 makes {total_s:.0f} epochs of 60 utterances, .* use their mean of 3.90 s, or more$"
+    )
     with pytest.raises(ValueError, match=message):
         Epochs(cuts, batch_s=7.0, epoch_s=1.0, seed=3, is_shuffled=True)
 
