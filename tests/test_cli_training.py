@@ -159,6 +159,18 @@ def test_a_training_method_without_training_is_a_warning_of_one_line(workplace: 
     assert "training" not in config["recipe"]
 
 
+def test_a_run_that_diverges_ends_in_one_line_and_leaves_no_checkpoint(workplace: Path) -> None:
+    (workplace / "wild.toml").write_text(TUNED.replace("learning_rate = 0.001", "learning_rate = 1e20"))
+    out = workplace / "wild"
+    command = ["quantize", workplace / "float", workplace / "wild.toml", "--out", out]
+    done = subtone(*command, "--train", workplace / "corpus" / "train", code=2)
+    assert done.stderr.count("\n") == 1
+    assert "training diverged: at step" in done.stderr
+    assert "lower learning_rate=1e+20" in done.stderr
+    assert not out.exists()
+    assert not (workplace / "wild.run" / "training.ckpt").exists()
+
+
 def test_options_of_training_without_it_are_refused(workplace: Path) -> None:
     (workplace / "tuned.toml").write_text(TUNED)
     corpus = workplace / "corpus"
