@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import tempfile
 
 import numpy as np
@@ -22,6 +23,22 @@ def test_two_libraries_say_the_same_in_the_same_order() -> None:
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
     # The reason for a library each: within one, the second time sounds different.
     assert not np.array_equal(first[0], first[1])
+
+
+def test_ctrl_c_while_the_library_works_is_not_lost() -> None:
+    """The signal's handler runs in the callback, whose exceptions ctypes prints and forgets."""
+
+    class Interrupted(Espeak):
+        def _take(self, samples: int | None, num_samples: int, _events: int | None) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Interrupted(seed=0) as espeak, pytest.raises(KeyboardInterrupt):
+            espeak.say("seven", voice="en-US+f1", words_per_minute=175, pitch=50)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_faster_speech_is_shorter() -> None:

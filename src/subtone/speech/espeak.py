@@ -9,14 +9,17 @@ paths off near 160 bytes, and site-packages may lie deeper.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +90,9 @@ class Espeak:
         library.espeak_SetParameter(_PITCH, pitch, 0)
         self._chunks.clear()
         spelled = text.encode() + b"\0"
-        if library.espeak_Synth(spelled, len(spelled), 0, _BY_CHARACTER, 0, _UTF8, None, None):
+        with raising_from_callbacks():
+            failed = library.espeak_Synth(spelled, len(spelled), 0, _BY_CHARACTER, 0, _UTF8, None, None)
+        if failed:
             raise RuntimeError(f"espeak-ng could not say {text!r} as {voice}")
         return np.frombuffer(b"".join(self._chunks), np.int16)
 
@@ -97,6 +102,27 @@ class Espeak:
     def __exit__(self, *_: object) -> None:
         self._library.espeak_Terminate()
         shutil.rmtree(self._folder)
+
+
+@contextlib.contextmanager
+def raising_from_callbacks() -> Iterator[None]:
+    """Raises afterwards what a callback raised: ctypes would print it and go on, Ctrl-C included.
+
+    A signal that comes while the library works is answered at the next step in Python, a callback's first.
+    """
+    raised: list[BaseException] = []
+    hook = sys.unraisablehook
+
+    def keep(report: Any) -> None:
+        raised.append(report.exc_value)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+    if raised:
+        raise raised[0]
 
 
 def espeak_loader() -> ModuleType:
