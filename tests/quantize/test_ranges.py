@@ -177,6 +177,29 @@ def test_groups_of_weights_that_all_but_agree_stay_near_them(bits, width, offset
     assert error <= 2 * 2.0**-11 * 1.001 * abs(offset) + 2 * width
 
 
+@pytest.mark.parametrize(
+    ("low", "width", "is_constant"),
+    [(0.01, 1e-9, True), (-3.0, 1e-4, True), (0.01, 1e-4, False), (-3.0, 0.1, False), (-0.5, 1.0, False)],
+)
+@pytest.mark.parametrize("range_", ["minmax", "clip_search"])
+def test_a_range_that_float16_cannot_tell_apart_is_constant(low, width, is_constant, range_):
+    """The rule of docs/numerics.md, in its own words."""
+    group = np.float32(low) + np.linspace(0, width, 16, dtype=np.float32)
+    lowest, highest = group.min(), group.max()
+    scale = (highest - lowest) / np.float32(15)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        stored = np.float32(np.float16(scale)), np.float32(np.float16(-lowest / scale))
+        assert is_constant == (not abs(stored[0] * -stored[1] - lowest) <= highest - lowest)
+    settings = Settings(bits=4, grid="asymmetric", granularity="group", group_size=16, range=range_)
+    weight = torch.from_numpy(np.stack([np.concatenate([group, np.linspace(-1, 1, 16, dtype=np.float32)])]))
+    made = quantize_weight(weight, settings)
+    if is_constant:
+        assert (made.scale[0, 0], made.zero_point[0, 0]) == (np.float16(abs(lowest)), -np.sign(lowest))
+        assert not made.codes[0, :16].any()
+    else:
+        assert len(np.unique(made.dequantize()[0, :16])) > 2
+
+
 def test_the_search_measures_the_grid_as_it_is_stored():
     """Group scales are float16: what is chosen must win after that rounding."""
     flat = heavy_tailed(16, 64, seed=5)
