@@ -33,12 +33,12 @@ from torch.utils.hooks import RemovableHandle
 from subtone.models.checkpoints import Quantization
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
 from subtone.quantize.integer import autocast_type, integer_product
-from subtone.quantize.linear import quantize_weight
+from subtone.quantize.linear import quantize_weights
 from subtone.quantize.lstm import Product, QuantizedLstm
 from subtone.quantize.method import Batch, TrainingMethod
 from subtone.quantize.parametrization import Parametrized
-from subtone.quantize.rules import STRICT, Recipe, Settings, assign
-from subtone.quantize.weights import PER_FRAME_KINDS, holders_of, quantizable_weights, weight_kind
+from subtone.quantize.rules import STRICT, Recipe, Settings
+from subtone.quantize.weights import PER_FRAME_KINDS, holders_of, weight_kind
 
 
 class NativeOptions(pydantic.BaseModel):
@@ -114,18 +114,8 @@ class Native(TrainingMethod):
         """
         settings, weights = self.settings, self.weights
         if not weights:
-            weights = quantizable_weights(model)
-            settings = {path: of for path, of in assign(self.recipe, model).items() if not of.keep_float}
-        return Quantization(
-            weights={
-                path: quantize_weight(weights[path].values(), of, name=path) for path, of in settings.items()
-            },
-            activation_bits={
-                path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
-            },
-            bias_shifts={},
-            recipe=self.recipe.resolved(),
-        )
+            settings, weights = self.quantized(model)
+        return self.quantization(quantize_weights(weights, settings), settings, weights)
 
     def _is_trained(self, of: Settings) -> bool:
         return of.bits is not None and of.bits <= self.options.largest_trained_bits

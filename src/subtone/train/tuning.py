@@ -111,9 +111,7 @@ def tune(
     """
     settings = TuneSettings.of(recipe)
     recipe = recipe.model_copy(update={"training": settings.model_dump(mode="json")})
-    if checkpoint.quantization is not None:
-        name = checkpoint.quantization.recipe.get("name", "?")
-        raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
+    checkpoint.require_float()
     if settings.recalibration_batches and not batch_norms_of(checkpoint.network):
         raise ValueError(
             f"recalibration_batches={settings.recalibration_batches} has no effect on a network without "
