@@ -59,7 +59,8 @@ def test_the_page_has_its_rows():
 def test_every_row_has_a_test_of_its_name(row):
     name = re.sub(r"[^a-z0-9]+", "_", row.lower()).strip("_")
     text = "".join(
-        (HERE / file).read_text(encoding="utf-8") for file in ("test_numerics.py", "test_qtensor.py")
+        (HERE / file).read_text(encoding="utf-8")
+        for file in ("test_numerics.py", "test_qtensor.py", "quantize/test_ranges.py")
     )
     assert f"\ndef test_{name}_" in text
 

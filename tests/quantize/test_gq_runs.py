@@ -165,7 +165,7 @@ def test_it_learns_what_rounding_to_nearest_destroys(bits):
         (
             "bits = 4\nbias_correction = true",
             {},
-            "bias_correction=true has no effect on trained weights; remove",
+            "bias_correction=true is for weights that are not trained; remove",
         ),
         (
             "bits = 6",
