@@ -182,7 +182,9 @@ def test_groups_of_weights_that_all_but_agree_stay_near_them(bits, width, offset
     [(0.01, 1e-9, True), (-3.0, 1e-4, True), (0.01, 1e-4, False), (-3.0, 0.1, False), (-0.5, 1.0, False)],
 )
 @pytest.mark.parametrize("range_", ["minmax", "clip_search"])
-def test_an_asymmetric_group_whose_range_float16_cannot_tell_apart_counts_as_constant(low, width, is_constant, range_):
+def test_an_asymmetric_group_whose_range_float16_cannot_tell_apart_counts_as_constant(
+    low, width, is_constant, range_
+):
     """The rule of docs/numerics.md, in its own words."""
     group = np.float32(low) + np.linspace(0, width, 16, dtype=np.float32)
     lowest, highest = group.min(), group.max()
