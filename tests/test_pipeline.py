@@ -30,7 +30,7 @@ from subtone.speech.text import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("ptq-*.toml"))
-NO_CALIBRATION = [path for path in RECIPES if "bias_correction = true" not in path.read_text()]
+NO_CALIBRATION = [path for path in RECIPES if not any(of.settings.hears for of in Recipe.load(path).rules)]
 EPSILON = float(np.finfo(np.float32).eps)
 
 

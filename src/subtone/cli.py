@@ -207,7 +207,7 @@ def quantize(
         Path | None, typer.Option("--dev", help="Manifest to watch progress on, after every epoch.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Manifest whose sound bias correction hears.")
+        Path | None, typer.Option(help="Manifest whose sound bias correction and compensated rounding hear.")
     ] = None,
     limit: Limit = None,
     as_json: AsJson = False,
@@ -262,7 +262,7 @@ def _trained(
 
 
 def _rounded(source: Checkpoint, recipe: Recipe, calibration: Path | None, limit: int | None) -> Checkpoint:
-    """`source` in few bits at once, its biases corrected by the manifest `calibration` if the recipe asks."""
+    """`source` in few bits at once; a recipe that hears something hears the manifest `calibration`."""
     from subtone.quantize.apply import quantize_checkpoint
     from subtone.speech.data import read_manifest, spread
 

@@ -11,7 +11,7 @@ import torch
 from subtone.models.checkpoints import Checkpoint
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.quantize import METHODS, Recipe, TrainingMethod, quantize_weight
-from subtone.quantize.apply import quantize_checkpoint
+from subtone.quantize.apply import check_sound, quantize_checkpoint
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer
 
@@ -61,3 +61,24 @@ def test_round_to_nearest_under_its_own_name_says_nothing(checkpoint):
         ValueError, match=r"the checkpoint is already quantized \(by r\); start from the float"
     ):
         quantize_checkpoint(made, recipe_of("linear"))
+
+
+def test_a_recipe_that_hears_must_be_given_sound_and_no_other():
+    deaf, hearing = (
+        Recipe.from_dict({"name": "r", "method": "linear", "rules": [{"bits": 4, **more}]})
+        for more in ({}, {"rounding": "compensated"})
+    )
+    check_sound(deaf, has_calibration=False, is_trained=False)
+    check_sound(hearing, has_calibration=True, is_trained=False)
+    with pytest.raises(
+        ValueError, match=r"^recipe r: rounding='compensated' needs recordings; .*--calibration"
+    ):
+        check_sound(hearing, has_calibration=False, is_trained=False)
+    with pytest.raises(
+        ValueError, match=r"^recipe r: rounding='compensated' is for weights that are not trained"
+    ):
+        check_sound(hearing, has_calibration=False, is_trained=True)
+    with pytest.raises(
+        ValueError, match=r"^recipe r hears nothing; leave out --calibration, or set .*rounding ="
+    ):
+        check_sound(deaf, has_calibration=True, is_trained=False)

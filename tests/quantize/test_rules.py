@@ -102,6 +102,20 @@ def test_bias_correction_does_not_fit_what_cannot_be_watched():
         assign(recipe("bits = 8\nbias_correction = true"), nn.LSTM(4, 3))
 
 
+@pytest.mark.parametrize(
+    ("layer", "path"),
+    [
+        (nn.LSTM(4, 3), "lstm weights of weight_ih_l0"),
+        (nn.Embedding(4, 3), "embedding weights of weight"),
+        (nn.Conv1d(4, 4, 3), "conv weights of weight"),
+        (nn.Conv2d(4, 4, 3), "conv2d weights of weight"),
+    ],
+)
+def test_compensated_rounding_fits_products_of_one_frame_and_depthwise_kernels(layer, path):
+    with pytest.raises(ValueError, match=rf"rounding='compensated' does not fit the {path}, only linear, "):
+        assign(recipe("bits = 8\nrounding = 'compensated'"), layer)
+
+
 # Settings ------------------------------------------------------------------------------------
 
 
@@ -184,6 +198,11 @@ def test_settings_are_frozen():
         ("bits = 4\nactivations = 'dynamic'\nactivation_bits = 1", "activation_bits=1 has no signed grid; use 2 to 8"),
         ("bits = 4\nactivations = 'static'", "rules[0].activations='static' is not known; use 'float' or 'dynamic'"),
         ("bits = 4\nkinds = ['lstm']\nbias_correction = true", "bias_correction=true does not fit the lstm weights"),
+        (
+            "bits = 4\nkinds = ['pointwise', 'conv2d']\nrounding = 'compensated'",
+            "rounding='compensated' does not fit the conv2d weights, only linear, pointwise, depthwise; use 'nearest'",
+        ),
+        ("bits = 4\nrounding = 'gptq'", "rounding='gptq' is not known; use 'nearest' or 'compensated'"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_rule_is_one_line_with_its_remedy(rule, complaint):
@@ -253,8 +272,8 @@ def test_the_resolved_recipe_is_plain_json_says_every_default_and_reads_back():
     assert resolved["rules"][0] == {"pattern": "head.*", "kinds": ["linear"], "keep_float": True}
     assert resolved["rules"][1] == {
         "pattern": "*", "bits": 4, "grid": "symmetric", "granularity": "channel", "range": "clip_search",
-        "clip_low": 0.5, "clip_high": 1.0, "clip_step": 0.05, "error": "mae", "bias_correction": False,
-        "activations": "dynamic", "activation_bits": 8,
+        "clip_low": 0.5, "clip_high": 1.0, "clip_step": 0.05, "error": "mae", "rounding": "nearest",
+        "bias_correction": False, "activations": "dynamic", "activation_bits": 8,
     }  # fmt: skip
     assert Recipe.from_dict(resolved) == chosen
 

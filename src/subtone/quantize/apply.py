@@ -30,7 +30,7 @@ def quantize_checkpoint(
     a recipe is no part of what is stored, since it has not taken place.
 
     Args:
-        utterances: recordings that a recipe with bias correction listens to.
+        utterances: recordings that a recipe with bias correction or compensated rounding listens to.
         progress: called with (done, total) after each of them.
     """
     checkpoint.require_float()
@@ -49,18 +49,23 @@ def quantize_checkpoint(
 
 
 def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> None:
-    """ValueError if sound is given that `recipe` has no use for."""
-    corrects = any(rule.settings.bias_correction for rule in recipe.rules)
+    """ValueError if sound is given that `recipe` has no use for, or not given where it must hear some."""
+    hears = next((rule.settings.hears for rule in recipe.rules if rule.settings.hears), None)
     if has_calibration and is_trained:
         raise ValueError("--calibration and --train exclude each other; leave one out")
-    if has_calibration and not corrects:
+    if has_calibration and not hears:
         raise ValueError(
-            f"recipe {recipe.name} hears nothing; leave out --calibration, or set bias_correction = true"
+            f"recipe {recipe.name} hears nothing; leave out --calibration, or set bias_correction = true or "
+            "rounding = 'compensated'"
         )
-    if is_trained and corrects:
+    if is_trained and hears:
         raise ValueError(
-            f"recipe {recipe.name}: bias_correction=true is for weights that are not trained; remove it, or "
-            "give --calibration in place of --train"
+            f"recipe {recipe.name}: {hears} is for weights that are not trained; remove it, or give "
+            "--calibration in place of --train"
+        )
+    if hears and not has_calibration:
+        raise ValueError(
+            f"recipe {recipe.name}: {hears} needs recordings; give some with --calibration, or remove it"
         )
 
 

@@ -1,8 +1,12 @@
-"""What goes into each layer on real speech: the mean of every input channel, for bias correction."""
+"""What goes into each layer on real speech: means for bias correction, second moments for compensation.
+
+`watch_inputs` is the one gatherer; a `Statistic` is what it keeps of a layer's inputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import abc
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,41 +16,113 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subtone.quantize.method import Batch
-from subtone.quantize.weights import holders_of, quantizable_weights, weight_kind
+from subtone.quantize.weights import Weight, holders_of, quantizable_weights, weight_kind
 
 CHANNEL_AXIS: dict[str, int] = {"linear": -1, "pointwise": -2, "conv": -2, "depthwise": -2, "conv2d": -3}
 """Where a layer's input has its channels, counted from the end, so that a batch axis may lack."""
 
 
-class _Mean:
-    """Running sum per channel in double precision."""
+class Statistic(abc.ABC):
+    """A mean over all frames that enter a layer, summed in double precision, utterance after utterance."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.count = 0
+        self._total: Tensor | None = None
+        self.num_frames = 0
 
-    def add(self, features: Tensor, channel_axis: int) -> None:
-        channels_last = features.detach().movedim(channel_axis, -1)
-        flat = channels_last.reshape(-1, channels_last.shape[-1]).double()
-        total = flat.sum(0)
-        self.total = total if self.total is None else self.total + total
-        self.count += len(flat)
+    @abc.abstractmethod
+    def summed(self, features: Tensor, layer: nn.Module) -> Tensor:
+        """The term of `features` (..., T, in), channels last, as they enter `layer`: a sum over frames."""
+
+    def unfolded(self, mean: Tensor) -> Tensor:
+        """The value, of the mean of what is summed: what is large is made only when it is asked for."""
+        return mean
+
+    def add(self, features: Tensor, layer: nn.Module) -> None:
+        term = self.summed(features, layer).double()
+        self._total = term if self._total is None else self._total + term
+        self.num_frames += features[..., 0].numel()
+
+    def value(self) -> NDArray[np.float32]:
+        """The mean; at least one frame must have been seen."""
+        assert self._total is not None
+        return self.unfolded((self._total / self.num_frames).float()).cpu().numpy()
+
+    def is_finite(self) -> bool:
+        """Whether the value will be, in float32."""
+        return self._total is None or bool(torch.isfinite(self._total.float()).all())
+
+
+class InputMean(Statistic):
+    """E[x]: (in,)."""
+
+    def summed(self, features: Tensor, layer: nn.Module) -> Tensor:
+        return features.reshape(-1, features.shape[-1]).double().sum(0)
+
+
+class ChannelMoment(Statistic):
+    """E[x x^T] over the channels of a frame: (1, in, in), for products of one frame."""
+
+    def summed(self, features: Tensor, layer: nn.Module) -> Tensor:
+        flat = features.reshape(-1, features.shape[-1])
+        return (flat.T @ flat)[None]
+
+
+class TapMoment(Statistic):
+    """The same over the taps of each channel of a depthwise Conv1d: (in, taps, taps).
+
+    Entry (i, j) is the channel's autocorrelation at the lag between the taps i and j, over the whole
+    utterance and not window by window: so it depends on neither stride nor padding, and one Fourier
+    transform gives all of it. Only the lags are kept: (in, taps).
+    """
+
+    def summed(self, features: Tensor, layer: nn.Module) -> Tensor:
+        assert isinstance(layer, nn.Conv1d)
+        lags = torch.arange(layer.kernel_size[0], device=features.device) * layer.dilation[0]
+        channels = features.reshape(-1, *features.shape[-2:]).movedim(-1, 0).double()  # (in, batch, T)
+        size = channels.shape[-1] + int(lags[-1])  # so that no lag reaches around
+        power = torch.fft.rfft(channels, size).abs().square()
+        return torch.fft.irfft(power, size).sum(1)[:, lags]
+
+    def unfolded(self, mean: Tensor) -> Tensor:
+        taps = torch.arange(mean.shape[1], device=mean.device)
+        return mean[:, (taps[:, None] - taps).abs()]
+
+
+def second_moment_of(weight: Weight) -> Statistic:
+    """The second moment of the inputs of `weight`, whose kind is one of COMPENSATED_KINDS.
+
+    (groups, columns, columns) as compensation.py takes it.
+    """
+    return TapMoment() if weight.kind == "depthwise" else ChannelMoment()
 
 
 def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, NDArray[np.float32]]:
     """Weight path -> the mean of each input channel (in,), over the valid frames of `batches`.
 
-    The model runs in eval mode, one utterance at a time and cut to its length, so that no padding
-    enters a mean whatever the model's strides. A weight that several layers share has one mean over
-    what enters any of them. Layers whose inputs cannot be watched (LSTM, embeddings, attention's own
-    weights) or that never ran are absent.
+    Layers whose inputs cannot be watched or that never ran are absent.
     """
-    layers = {path: layers_of(model, weight.parameter) for path, weight in quantizable_weights(model).items()}
-    watched = {path: of for path, of in layers.items() if of}
-    means = {path: _Mean() for path in watched}
+    means = {path: InputMean() for path in quantizable_weights(model)}
+    watch_inputs(model, batches, means)
+    return {path: mean.value() for path, mean in means.items() if mean.num_frames}
+
+
+def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[str, Statistic]) -> None:
+    """Run `model` on `batches` once, and add what enters each layer to the statistics of its weight's path.
+
+    In eval mode, one utterance at a time and cut to its length, so that no padding enters whatever the
+    model's strides. A weight that several layers share has one statistic of what enters any of them.
+    Nothing is added to those of layers whose inputs cannot be watched (LSTM, embeddings, attention's own
+    weights) or that never ran.
+    """
+    statistics: dict[str, list[Statistic]] = {}
+    for mapping in wanted:
+        for path, statistic in mapping.items():
+            statistics.setdefault(path, []).append(statistic)
+    weights = quantizable_weights(model)
+    layers = {path: layers_of(model, weights[path].parameter) for path in statistics}
     handles = [
-        module.register_forward_pre_hook(partial(_record, means[path], axis))
-        for path, of in watched.items()
+        module.register_forward_pre_hook(partial(_record, statistics[path], axis))
+        for path, of in layers.items()
         for module, axis in of
     ]
     training = {module: module.training for module in model.modules()}
@@ -61,10 +137,14 @@ def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, 
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    seen = {path: mean for path, mean in means.items() if mean.total is not None and mean.count}
-    if watched and not seen:
+    seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
+    if handles and not seen:
         raise ValueError("calibration data holds no frame; give at least one utterance")
-    return {path: _finite(path, mean) for path, mean in seen.items()}
+    for path, statistic in seen:
+        if not statistic.is_finite():
+            raise ValueError(
+                f"the inputs of {path} are not finite on the calibration data; repair the features"
+            )
 
 
 def layers_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, int]]:
@@ -77,13 +157,9 @@ def layers_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module
     return [(module, CHANNEL_AXIS[kind]) for module, kind in kinds if kind in CHANNEL_AXIS]
 
 
-def _record(mean: _Mean, channel_axis: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    mean.add(arguments[0], channel_axis)
-
-
-def _finite(path: str, mean: _Mean) -> NDArray[np.float32]:
-    assert mean.total is not None
-    values = (mean.total / mean.count).cpu().numpy().astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"the inputs of {path} are not finite on the calibration data; repair the features")
-    return values
+def _record(
+    statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, arguments: tuple[Any, ...]
+) -> None:
+    features = arguments[0].detach().movedim(channel_axis, -1)
+    for statistic in statistics:
+        statistic.add(features, layer)

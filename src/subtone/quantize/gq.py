@@ -301,8 +301,6 @@ def _complaint(settings: Settings, options: GQOptions) -> str | None:
     assert bits is not None
     if settings.grid != "codebook":
         return f"grid={settings.grid!r} has no centroids; use grid = 'codebook'"
-    if settings.bias_correction:
-        return "bias_correction=true has no effect on trained weights; remove it"
     if settings.range != "absmax" and (bits == 1 or options.scale == "unit"):
         where = "bits=1, where the mean magnitude is the range" if bits == 1 else "scale='unit'"
         return f"range={settings.range!r} has no effect at {where}; leave it out"

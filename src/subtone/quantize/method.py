@@ -99,6 +99,12 @@ class TrainingMethod(Method):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        for index, rule in enumerate(recipe.rules):
+            if rule.settings.hears:
+                raise ValueError(
+                    f"recipe {recipe.name}: rules[{index}]: {rule.settings.hears} is for weights that are not "
+                    "trained; remove it"
+                )
         self.settings: dict[str, Settings] = {}
         self.weights: dict[str, Weight] = {}
 

@@ -176,8 +176,6 @@ def _check_settings(of: Settings, *, where: str) -> None:
         )
     if of.bits == 1:
         raise ValueError(f"{where}: bits=1 has no native grid, whose outermost level would be 0; use 2 to 8")
-    if of.bias_correction:
-        raise ValueError(f"{where}: bias_correction=true is for weights that are not trained; remove it")
 
 
 def _integer_forward(name: str, of: Product) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -40,6 +40,7 @@ from subtone import numerics
 from subtone.qtensor import check_group_size
 from subtone.quantize.errors import one_line
 from subtone.quantize.weights import (
+    COMPENSATED_KINDS,
     PER_FRAME_KINDS,
     UNGROUPED_KINDS,
     Kind,
@@ -66,6 +67,8 @@ class Settings(pydantic.BaseModel):
     * `granularity`: one scale per "tensor", "channel", or "group" of `group_size` inputs.
     * `range`: "absmax" (symmetric, codebook), "minmax" (asymmetric), "percentile" (of magnitudes;
       asymmetric: of both ends), "clip_search", "octav" (uniform grids; ranges.py says what they do).
+    * `rounding`: "nearest", or "compensated": each column of a product takes up the error of those
+      rounded before it (compensation.py; needs calibration).
     * `bias_correction`: shift each output by what rounding took from its mean (needs calibration).
     * `activations`: "float", or "dynamic" with `activation_bits` for weights that meet one frame at
       a time; a kernel that spans frames keeps float activations (docs/numerics.md, section 3).
@@ -86,6 +89,7 @@ class Settings(pydantic.BaseModel):
     clip_high: float | None = None
     clip_step: float | None = None
     error: Literal["mae", "mse"] | None = None
+    rounding: Literal["nearest", "compensated"] = "nearest"
     bias_correction: bool = False
     activations: Literal["float", "dynamic"] = "float"
     activation_bits: int | None = None
@@ -173,6 +177,17 @@ class Settings(pydantic.BaseModel):
     @property
     def is_symmetric(self) -> bool:
         return self.grid == "symmetric"
+
+    @property
+    def hears(self) -> str | None:
+        """The first setting that needs calibration, as `name=value`; None if nothing does.
+
+        >>> Settings(bits=4, rounding="compensated").hears
+        "rounding='compensated'"
+        """
+        if self.rounding == "compensated":
+            return "rounding='compensated'"
+        return "bias_correction=true" if self.bias_correction else None
 
     def activation_bits_for(self, kind: Kind) -> int:
         """Bits of the activations that a weight of `kind` meets at run time; 0 is float."""
@@ -338,6 +353,11 @@ def _check_kind(kind: Kind, settings: Settings, name: str = "") -> None:
     _require(
         not (settings.bias_correction and kind in ("lstm", "embedding")),
         f"bias_correction=true does not fit the {kind} weights{of}; only products whose inputs can be watched",
+    )
+    _require(
+        settings.rounding == "nearest" or kind in COMPENSATED_KINDS,
+        f"rounding='compensated' does not fit the {kind} weights{of}, only {', '.join(COMPENSATED_KINDS)}; "
+        "use 'nearest'",
     )
 
 

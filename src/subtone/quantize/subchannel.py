@@ -164,5 +164,3 @@ def _check_settings(of: Settings, options: SubChannelOptions, *, where: str) -> 
         raise ValueError(
             f"{where}: range='octav' has no end that is one weight; use 'clip_search', or scale_gradient = false"
         )
-    if of.bias_correction:
-        raise ValueError(f"{where}: bias_correction=true is for weights that are not trained; remove it")
