@@ -31,6 +31,7 @@ RECIPES = (
     "ptq-w8-group64", "ptq-w6-group64", "ptq-w5-group64", "ptq-w4-group64",
     "ptq-w4-clip", "ptq-w4-group64-clip", "ptq-w4-correct",
     "ptq-w5-codebook", "ptq-w4-codebook", "ptq-w4-asymmetric",
+    "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
 )  # fmt: skip
 CALIBRATION_UTTERANCES = 64
 
@@ -93,7 +94,7 @@ def measure(
     work: Path,
 ) -> dict:
     """One recipe: the size of its file and what was predicted, its words against the float model's."""
-    needs_speech = any(rule.settings.bias_correction for rule in recipe.rules)
+    needs_speech = any(rule.settings.hears for rule in recipe.rules)
     quantized = quantize_checkpoint(source, recipe, utterances=calibration if needs_speech else ())
     file = work / f"{recipe.name}.subtone"
     write_packed(file, package(quantized, name="quartznet15x5-en"))
