@@ -17,8 +17,9 @@ from subtone.export.package import package
 from subtone.models import build, preset
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.pack import write_packed
-from subtone.quantize import Recipe, quantize_weight
+from subtone.quantize import Recipe, method_of, quantize_weight
 from subtone.quantize.simulate import simulate, simulated
+from subtone.quantize.starting import start_compensated
 from subtone.runtime.session import Session
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance, read_manifest
@@ -27,7 +28,7 @@ from subtone.speech.synth import Corpus
 from subtone.train import TuneSettings, fit, tune
 from subtone.train.data import Batch, FeatureDataset, cuts_of, loader
 from subtone.train.fitting import ENGLISH
-from subtone.train.tuning import TuneModule, divergence, recalibrate, recalibration_batches
+from subtone.train.tuning import TuneModule, batches_of, divergence, recalibrate
 
 TRAINING = {"steps": 6, "batch_s": 10.0, "epoch_s": 15.0, "learning_rate": 1e-3}
 FLOAT = {"method": "linear", "rules": [{"keep_float": True}]}
@@ -257,16 +258,32 @@ def channel_variance(features: torch.Tensor) -> torch.Tensor:
     return features.var((0, 2))
 
 
-def test_recalibration_goes_on_with_further_passes(checkpoint, utterances):
-    settings = TuneSettings(**TRAINING, recalibration_batches=5)
+def test_training_may_start_on_the_grid(checkpoint, utterances, tmp_path):
+    """With a rate that moves nothing, what is stored is where training started."""
+    still = {"steps": 2, "learning_rate": 1e-12}
+    float_start = tune(tmp_path / "a", checkpoint, recipe_of(NATIVE, **still), train=utterances)
+    recipe = recipe_of(NATIVE, **still, compensation_batches=2)
+    on_grid = tune(tmp_path / "b", checkpoint, recipe, train=utterances)
+    before, after = (one.checkpoint.quantization.weights for one in (float_start, on_grid))
+    assert not np.array_equal(before["head.weight"].codes, after["head.weight"].codes)
+    network = copy.deepcopy(checkpoint.network)
+    batches = batches_of(utterances, checkpoint, TuneSettings(**TRAINING), 2)
+    start_compensated(network, method_of(recipe), ((one.features, one.lengths) for one in batches))
+    expected = method_of(recipe).freeze(network).weights
+    assert all(np.array_equal(weight.codes, after[path].codes) for path, weight in expected.items())
+
+
+def test_batches_go_on_with_further_passes(checkpoint, utterances):
+    settings = TuneSettings(**TRAINING)
     few = utterances[:6]
     one_pass = len(passes_over(few, [0]))
     assert one_pass < 5 < 3 * one_pass
-    drawn = list(recalibration_batches(few, checkpoint, settings))
+    drawn = list(batches_of(few, checkpoint, settings, 5))
     expected = passes_over(few, [0, 1, 2])[:5]
     assert len(drawn) == 5
-    for features, batch in zip(drawn, expected, strict=True):
-        assert torch.equal(features, batch.features[:, :, : int(batch.lengths.min())])
+    for one, other in zip(drawn, expected, strict=True):
+        assert torch.equal(one.features, other.features)
+        assert torch.equal(one.lengths, other.lengths)
 
 
 def passes_over(utterances: list[Utterance], epochs: list[int]) -> list[Batch]:
@@ -350,7 +367,6 @@ def test_recalibrated_statistics_are_those_of_the_stored_weights(checkpoint):
 
 
 def tune_nothing(checkpoint: Checkpoint):
-    from subtone.quantize import method_of
 
     return method_of(Recipe.from_dict({"name": "f", **FLOAT})).freeze(checkpoint.network)
 

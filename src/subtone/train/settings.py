@@ -119,6 +119,9 @@ class TuneSettings(Learning):
       of one network differ tenfold. "absolute" takes it as it is.
     * `batch_norm`: "frozen" keeps the statistics of every BatchNorm, gains and biases still learn;
       "batch" takes those of each batch, as in training from nothing.
+    * `compensation_batches`: before the first step, weights move to the levels of the recipe's own grid on
+      which their rounding errors compensate, by the inputs over so many batches (quantize.starting);
+      0 starts from the float weights.
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
       the training data, behind the weights as stored, in further passes where one has fewer; 0 leaves
       them.
@@ -129,6 +132,7 @@ class TuneSettings(Learning):
 
     learning_rate_unit: Literal["absolute", "rms"] = "absolute"
     batch_norm: Literal["frozen", "batch"] = "frozen"
+    compensation_batches: Annotated[int, Field(ge=0)] = 0
     recalibration_batches: Annotated[int, Field(ge=0)] = 0
     distillation: Share = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"

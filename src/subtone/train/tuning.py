@@ -17,6 +17,7 @@ from subtone.models import Network
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize import Recipe, TrainingMethod, decoded_twin, method_of
 from subtone.quantize.simulate import simulate
+from subtone.quantize.starting import start_compensated
 from subtone.speech.data import Utterance
 from subtone.train.callbacks import Quantize
 from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
@@ -125,8 +126,11 @@ def tune(
         teacher=teacher,
         recipe=recipe.resolved(),
     )
-    set_modes(network, settings)
     method = method_of(recipe)
+    if settings.compensation_batches:
+        heard = batches_of(train, checkpoint, settings, settings.compensation_batches)
+        start_compensated(network, method, ((one.features, one.lengths) for one in heard))
+    set_modes(network, settings)
     callback = Quantize(recipe, submodule="network") if isinstance(method, TrainingMethod) else None
     run(
         folder,
@@ -142,8 +146,9 @@ def tune(
     quantization = callback.freeze() if callback else method.freeze(network)
     twin = decoded_twin(network, quantization)
     if settings.recalibration_batches:
-        batches = recalibration_batches(train, checkpoint, settings)
-        recalibrate(twin, quantization, batches)
+        batches = batches_of(train, checkpoint, settings, settings.recalibration_batches)
+        # Cut to the shortest utterance of each: no padding, which would count as sound.
+        recalibrate(twin, quantization, (one.features[:, :, : int(one.lengths.min())] for one in batches))
     tuned = dataclasses.replace(checkpoint, network=twin, quantization=quantization)
     return Tuned(checkpoint=tuned, curve=module.curve)
 
@@ -182,29 +187,18 @@ def recalibrate(network: nn.Module, quantization: Quantization, batches: Iterabl
         handle.remove()
 
 
-def recalibration_batches(
-    train: Sequence[Utterance], checkpoint: Checkpoint, settings: TuneSettings
-) -> Iterator[Tensor]:
-    """Features (B, F, T) of the first batches of as many passes over `train` as they need, at its own speed.
-
-    Each is cut to its shortest utterance: no padding, which would count as sound.
-    """
-    front_end, left = checkpoint.front_end, settings.recalibration_batches
+def batches_of(
+    train: Sequence[Utterance], checkpoint: Checkpoint, settings: TuneSettings, count: int
+) -> Iterator[Batch]:
+    """The first `count` batches of as many passes over `train` as they need, at its own speed."""
+    front_end = checkpoint.front_end
     cuts = cuts_of(train, rate_hz=front_end.rate_hz)
     dataset = FeatureDataset(
         front_end, checkpoint.tokenizer, frames_per_step=checkpoint.network.frames_per_step
     )
-    for index in itertools.count():
-        batches = loader(
-            cuts,
-            dataset,
-            batch_s=max(settings.batch_s, longest_s(cuts)),
-            seed=settings.seed,
-            is_shuffled=True,
-            epoch=index,
-        )
-        for batch in itertools.islice(batches, left):
-            yield batch.features[:, :, : int(batch.lengths.min())]
-            left -= 1
-        if not left:
-            return
+    batch_s = max(settings.batch_s, longest_s(cuts))
+    passes = (
+        loader(cuts, dataset, batch_s=batch_s, seed=settings.seed, is_shuffled=True, epoch=index)
+        for index in itertools.count()
+    )
+    return itertools.islice(itertools.chain.from_iterable(passes), count)
