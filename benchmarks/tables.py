@@ -16,9 +16,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- results: made by benchmarks/tables.py, do not edit -->\n", "<!-- end of results -->\n"
-IN_README = ("ptq-w8", "ptq-w6", "ptq-w5", "ptq-w5-codebook", "ptq-w4", "ptq-w4-group64", "ptq-w4-codebook")
+IN_README = (
+    "ptq-w8", "ptq-w6", "ptq-w5", "ptq-w5-codebook", "ptq-w4", "ptq-w4-group64", "ptq-w4-codebook",
+    "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
+)  # fmt: skip
+CONTROL = "tuned-float"
+OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
+    "quartznet_tuned": "words after training",
+    "training_cost": "what training costs",
     "race": "speed",
     "memory": "memory",
     "demo": "the demo",
@@ -31,12 +38,26 @@ def main() -> None:
     readme.write_text(with_table(readme.read_text()))
 
 
-def newest(kind: str) -> dict[str, Any]:
-    """The newest document of results/DATE_COMMIT_KIND.json, by the time that its machine told."""
+def oldest_first(kind: str) -> list[dict[str, Any]]:
+    """The documents of results/DATE_COMMIT_KIND.json, by the time that their machine told."""
     documents = [
         {**json.loads(path.read_text()), "source": path.name} for path in RESULTS.glob(f"*_{kind}.json")
     ]
-    return max(documents, key=lambda document: (document["date"], document["machine"].get("time", "")))
+    return sorted(documents, key=lambda document: (document["date"], document["machine"].get("time", "")))
+
+
+def newest(kind: str) -> dict[str, Any]:
+    """The newest document of a kind; where rows are of recipes, with those that only older ones have."""
+    documents = oldest_first(kind)
+    if kind not in OF_RECIPES:
+        return documents[-1]
+    rows = {row["recipe"]["name"]: (row, one["source"]) for one in documents for row in one["rows"]}
+    sources = sorted({source for _, source in rows.values()})
+    return {
+        **documents[-1],
+        "rows": [row for row, _ in rows.values()],
+        "source": "`, `".join(sources),
+    }
 
 
 def with_table(readme: str) -> str:
@@ -83,6 +104,38 @@ def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def tuned_rows(tuned: Mapping[str, Any], cost: Mapping[str, Any]) -> list[str]:
+    """A row a recipe that was trained or whose step was timed."""
+    trained = {row["recipe"]["name"]: row for row in tuned["rows"]}
+    costs = {row["recipe"]: row for row in cost["rows"]}
+    lines = [
+        "| recipe | speech, h | file, MB | rounded WER % | WER % | less float | 95 % interval | less control | 95 % interval | step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in [*trained, *(name for name in costs if name not in trained)]:
+        cells = _tuned_cells(trained[name]) if name in trained else ["-"] * 8
+        ratio = f"{costs[name]['ratio']:.2f}" if name in costs else "-"
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
+    return lines
+
+
+def _tuned_cells(row: Mapping[str, Any]) -> list[str]:
+    rounded = row["rounded_wer_percent"]
+    cells = [
+        f"{row['speech_h']:.2f}",
+        f"{row['file_bytes'] / 1e6:.2f}",
+        "-" if rounded is None else f"{rounded:.2f}",
+        f"{row['wer_percent']:.2f}",
+    ]
+    for difference in (row["less_float"], row["less_control"]):
+        if difference is None:
+            cells += ["-", "-"]
+            continue
+        low, high = difference["interval"]
+        cells += [f"{difference['percent']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+    return cells
+
+
 def race_rows(race: Mapping[str, Any]) -> list[str]:
     lines = [
         f"| candidate | ms per s of speech | {race['ours']} is faster by | quartiles |",
@@ -97,7 +150,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
     )
@@ -117,6 +170,19 @@ def results_page() -> str:
             *word_rows(ptq["rows"]),
             "",
             _source(ptq),
+            "",
+            "## Trained to few bits",
+            "",
+            f"The same model, trained by each recipe on `train-clean-7h`, packed; all {tuned['utterances']} utterances. "
+            '"rounded": the same rules without training. "less control": the paired difference to the float model',
+            f"trained identically ({CONTROL}). Speech is what training heard in all. A step's cost is a ratio to a float step:",
+            f"median over {cost['rounds']} rounds in turn, {cost['threads']} threads, {cost['batch_s']:.0f} s a batch, bfloat16.",
+            "",
+            *tuned_rows(tuned, cost),
+            "",
+            _source(tuned),
+            "",
+            _source(cost),
             "",
             "## Speed",
             "",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from subtone.command_errors import OneLineErrors
-from subtone.command_output import progress_bar, say, show
+from subtone.command_errors import OneLineErrors, complain
+from subtone.command_output import progress_bar, say, show, show_log, stage
 from subtone.files import claimed, write_text
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def main() -> None:
     # (docs/lab-log.md: a training four times as fast beside other work, as fast alone).
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
+    show_log()
     app()
 
 
@@ -118,7 +119,7 @@ def demo(
     from subtone.demo import run_demo
     from subtone.report.tables import evaluation
 
-    rows = run_demo(folder, bar=progress_bar, seed=seed)
+    rows = run_demo(folder, bar=stage, seed=seed)
     show(rows, as_json=as_json, table=None if as_json else evaluation(rows))
 
 
@@ -232,6 +233,10 @@ def quantize(
         raise ValueError(f"limit={limit} has no effect without --train or --calibration; leave it out")
     if dev_manifest and not train_manifest:
         raise ValueError(f"dev={dev_manifest} has no effect without --train; leave it out")
+    if settings.training:
+        from subtone.train import TuneSettings
+
+        TuneSettings.of(settings)  # a misspelt key is one without --train too
     source = load_checkpoint(checkpoint)
     if train_manifest:
         result, curve = _trained(run, source, settings, train_manifest, dev_manifest, limit)
@@ -343,20 +348,29 @@ def transcribe(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print the words in each audio file, one line a file.
+    """Print the words in each audio file, one line a file; one that cannot be heard stops no other.
 
     Example: subtone transcribe q8.subtone a.flac b.wav c.opus
     """
+    from subtone.speech.audio import AudioError
+
     recognizer = _recognizer(file, threads)
     results = []
     for path in audio:
-        with progress_bar(f"hearing {path.name}") as move:
-            text = recognizer.transcript(path, progress=move).text
+        try:
+            with progress_bar(f"hearing {path.name}") as move:
+                text = recognizer.transcript(path, progress=move).text
+        except AudioError as error:
+            complain(str(error))
+            results.append({"audio": str(path), "error": str(error)})
+            continue
         results.append({"audio": str(path), "text": text})
         if not as_json:
-            print(f"{path}: {results[-1]['text']}" if len(audio) > 1 else results[-1]["text"], flush=True)
+            print(f"{path}: {text}" if len(audio) > 1 else text, flush=True)
     if as_json:
         show(results, as_json=True, table=None)
+    if any("error" in result for result in results):
+        raise typer.Exit(2)
 
 
 @app.command()

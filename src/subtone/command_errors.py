@@ -47,8 +47,8 @@ def _one_line_errors() -> Iterator[None]:
             warnings.showwarning = _warn
             yield
         sys.stdout.flush()  # here, where a full disk is one line, and not when Python ends
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was left half-written", 1)
+    except KeyboardInterrupt as interrupt:
+        _fail(f"interrupted; {interrupt or 'nothing was left half-written'}", 1)
     except UsageError as error:
         text = error.format_message().strip().rstrip(".")
         command = error.ctx.command_path if error.ctx else "subtone"
@@ -76,13 +76,14 @@ def _one_line_errors() -> Iterator[None]:
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """In place of `warnings.showwarning`, which prints a path and a line of source."""
-    _print_line(str(message))
+    complain(str(message))
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    _print_line(text)
+    complain(text)
     raise SystemExit(code)
 
 
-def _print_line(text: str) -> None:
+def complain(text: str) -> None:
+    """One line on stderr."""
     print(f"subtone: {' '.join(text.split())}", file=sys.stderr)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.logging import RichHandler
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -16,12 +19,22 @@ PLAIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 
 
+def show_log() -> None:
+    """What the package logs, a line each on stderr, above a progress bar."""
+    package = logging.getLogger("subtone")
+    package.addHandler(RichHandler(console=log, show_time=False, show_level=False, show_path=False))
+    package.setLevel(logging.INFO)
+
+
 def show(document: Any, *, as_json: bool, table: Any) -> None:
     """What a command found, on stdout: `document` with --json, else `table`."""
     if as_json:
         print(json.dumps(document, indent=1, allow_nan=False))  # whole, or an error and nothing
     else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        # A narrower terminal breaks lines; a table squeezed into it would lose digits.
+        needed = Measurement.get(console, console.options, table).minimum
+        console.print(table, width=max(console.width, needed), crop=False)
 
 
 def say(document: dict[str, Any], *, as_json: bool, line: str) -> None:
@@ -30,6 +43,15 @@ def say(document: dict[str, Any], *, as_json: bool, line: str) -> None:
         show(document, as_json=True, table=None)
     else:
         log.print(line)
+
+
+@contextmanager
+def stage(label: str) -> Iterator[Any]:
+    """A progress bar; where there is no terminal to move it on, its label as a line."""
+    if not log.is_terminal:
+        log.print(label)
+    with progress_bar(label) as move:
+        yield move
 
 
 @contextmanager

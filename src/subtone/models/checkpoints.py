@@ -127,6 +127,8 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
         except safetensors.SafetensorError as error:  # its own name for what the disk said
             raise OSError(str(error)) from error
         (beside / CONFIG_FILE).write_text(json.dumps(document, indent=1))
+        # safetensors writes for the owner alone; who may read the one file may read the other.
+        (beside / WEIGHTS_FILE).chmod((beside / CONFIG_FILE).stat().st_mode)
 
 
 def check_can_save(path: Path) -> None:
@@ -148,6 +150,7 @@ def _load_folder(path: Path) -> Checkpoint:
     weights_path = path / WEIGHTS_FILE
     if not weights_path.is_file():
         raise ValueError(f"{path} has no {WEIGHTS_FILE}; the checkpoint is not whole")
+    weights_path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
     try:
         state = safetensors.torch.load_file(weights_path)
     except safetensors.SafetensorError as error:

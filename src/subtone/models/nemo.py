@@ -13,6 +13,7 @@ import dataclasses
 import io
 import math
 import pickle
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ DAMAGES = (
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """What torch.load raises at a damaged file, which it does not check before it builds tensors."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
@@ -23,25 +23,35 @@ LAYER_COLUMNS: dict[str, Literal["left", "right"]] = {
 """Of `inspection`; "input" are the bits of the activations a layer meets, or float."""
 
 
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = row["wer_interval_percent"]
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    return " / ".join(f"{row['latency_ms'][rank]:.1f}" for rank in ("p50", "p90", "p99"))
+
+
+EVALUATION_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "WER %": lambda row: f"{row['wer_percent']:.2f}",
+    "95 % interval": _interval,
+    "sub / ins / del": lambda row: f"{row['substitutions']} / {row['insertions']} / {row['deletions']}",
+    "MB": lambda row: f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "-",
+    "real-time factor": lambda row: f"{row['real_time_factor']:.4f}",
+    "ms, p50 / p90 / p99": _latency,
+    "peak memory, MB": lambda row: f"{row['peak_memory_mb']:.0f}",
+}
+"""Of `evaluation`: what stands in a row, and how a model's figure is written."""
+
+
 def evaluation(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a model, of `evaluate.summarize` and, where they are known, "bytes"."""
+    """A column a model, of `evaluate.summarize` and, where they are known, "bytes": three fit 80 places."""
     table = Table(title=f"{rows[0]['utterances']} utterances, {rows[0]['duration_s']:.0f} s of speech")
-    table.add_column("model", overflow="fold")
-    for name in ("WER %", "95 % interval", "sub / ins / del", "MB", "RTF", "p50 ms", "p90", "p99", "peak MB"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in rows:
-        low, high = row["wer_interval_percent"]
-        latency = row["latency_ms"]
-        table.add_row(
-            str(row["model"]),
-            f"{row['wer_percent']:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{row['substitutions']} / {row['insertions']} / {row['deletions']}",
-            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "-",
-            f"{row['real_time_factor']:.4f}",
-            *(f"{latency[rank]:.1f}" for rank in ("p50", "p90", "p99")),
-            f"{row['peak_memory_mb']:.0f}",
-        )
+        table.add_column(str(row["model"]), justify="right", overflow="fold")
+    for name, written in EVALUATION_ROWS.items():
+        table.add_row(name, *(written(row) for row in rows))
     return table
 
 

@@ -248,7 +248,7 @@ def make_trainer(
 
 
 class Watch(Callback):
-    """Ends the run after `steps`, tells `progress` of each and the log of every epoch."""
+    """Ends the run after `steps`, tells `progress` of each, and the log where a run goes on."""
 
     def __init__(self, steps: int, progress: Callable[[int, int], None] | None) -> None:
         self.steps = steps
@@ -256,16 +256,13 @@ class Watch(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         trainer.should_stop = trainer.global_step >= self.steps  # resumed after its end
+        if trainer.global_step:
+            log.info("going on after step %d of %d", trainer.global_step, self.steps)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
         trainer.should_stop = trainer.global_step >= self.steps
         if self.progress:
             self.progress(trainer.global_step, self.steps)
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        assert isinstance(module, CtcModule)
-        rate = 100 * module.errors.rate
-        log.info("step %d of %d: dev WER %.1f %%", trainer.global_step, self.steps, rate)
 
 
 @contextlib.contextmanager
@@ -300,4 +297,4 @@ def plain_interrupt() -> Iterator[None]:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise OSError("training was ended by a signal; run the same command again to go on") from error
         signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from error
+        raise KeyboardInterrupt("the same command goes on after the last epoch") from error

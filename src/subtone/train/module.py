@@ -6,6 +6,7 @@ Letters: B utterances, F features, T frames, V labels and the blank.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from subtone.train.settings import Learning
 
 STEPS_BETWEEN_LOOKS = 50
 """On a GPU, where to look at a loss is to wait for it; a CPU looks at each."""
+
+
+log = logging.getLogger(__name__)
 
 
 class CtcModule(lightning.LightningModule):
@@ -124,6 +128,8 @@ class CtcModule(lightning.LightningModule):
             row["dev_wer_percent"] = 100 * self.errors.rate
         row |= {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         self.curve.append(row)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+        log.info("step %d of %d: %s", self.global_step, self.settings.steps, told)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings.model_dump(mode="json")
