@@ -103,6 +103,27 @@ def test_transcribe_prints_one_line_a_file(workplace: Path) -> None:
     assert lines[1].partition(": ")[2] == alone
 
 
+def test_a_sound_that_cannot_be_heard_stops_no_other(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    sounds = [workplace / "0.wav", tmp_path / "text.wav", workplace / "1.wav"]
+    done = subtone("transcribe", workplace / "q8.subtone", *sounds, check=False)
+    assert done.returncode == 2
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [str(sounds[0]), str(sounds[2])]
+    assert done.stderr.count("\n") == 1
+    assert "text.wav: is not sound" in done.stderr
+    rows = json.loads(subtone("transcribe", workplace / "q8.subtone", *sounds, "--json", check=False).stdout)
+    assert ["error" in row for row in rows] == [False, True, False]
+
+
+def test_a_misspelt_key_of_training_is_one_without_training_too(workplace: Path, tmp_path: Path) -> None:
+    recipe = 'name = "r"\nmethod = "native"\n[training]\nstep = 20\n[[rules]]\nbits = 4\n'
+    (tmp_path / "r.toml").write_text(recipe)
+    done = subtone("quantize", workplace / "float", tmp_path / "r.toml", "--out", tmp_path / "q", check=False)
+    assert done.returncode == 2
+    assert "training: step=20 is not a key; did you mean steps?" in done.stderr
+    assert not (tmp_path / "q").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

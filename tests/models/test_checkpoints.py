@@ -418,6 +418,21 @@ def test_a_nemo_file_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [b"", b"junk", b"J\x01", b"M\x01", b"BINU\x00", b"T\x00", b"X\x01\x00", b"\x80\x02", b"junk" * 999],
+)
+def test_weights_that_are_junk_are_refused(junk: bytes, tmp_path: Path) -> None:
+    """Some end in the middle of a number, which pickle unpacks without looking."""
+    with tarfile.open(tmp_path / "junk.nemo", "w") as archive:
+        for name, data in (("model_config.yaml", b"a: 1"), ("model_weights.ckpt", junk)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    with pytest.raises(ValueError, match="not a file of tensors that torch reads safely"):
+        load_checkpoint(tmp_path / "junk.nemo")
+
+
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "a.nemo").write_bytes(b"not a tar" * 100)
     with pytest.raises(ValueError, match=r"is not a \.nemo file"):
@@ -435,3 +450,9 @@ def test_the_given_model_is_read_whole(shared: Path) -> None:
     assert sum(value.numel() for value in loaded.network.parameters()) == 18_924_381
     assert loaded.tokenizer.blank_index == 28
     assert loaded.front_end == FrontEnd()
+
+
+def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", checkpoint())
+    modes = {path.stat().st_mode for path in (tmp_path / "c").iterdir()}
+    assert len(modes) == 1

@@ -29,7 +29,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _latency(row: Mapping[str, Any]) -> str:
-    return " / ".join(f"{row['latency_ms'][rank]:.1f}" for rank in ("p50", "p90", "p99"))
+    return "/".join(f"{row['latency_ms'][rank]:.1f}" for rank in ("p50", "p90", "p99"))
 
 
 EVALUATION_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -38,7 +38,7 @@ EVALUATION_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "sub / ins / del": lambda row: f"{row['substitutions']} / {row['insertions']} / {row['deletions']}",
     "MB": lambda row: f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "-",
     "real-time factor": lambda row: f"{row['real_time_factor']:.4f}",
-    "ms, p50 / p90 / p99": _latency,
+    "ms, p50/p90/p99": _latency,
     "peak memory, MB": lambda row: f"{row['peak_memory_mb']:.0f}",
 }
 """Of `evaluation`: what stands in a row, and how a model's figure is written."""
