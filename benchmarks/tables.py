@@ -21,11 +21,10 @@ IN_README = (
     "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
 )  # fmt: skip
 CONTROL = "tuned-float"
-OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
+OF_RECIPES = ("quartznet_ptq",)
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
     "quartznet_tuned": "words after training",
-    "training_cost": "what training costs",
     "race": "speed",
     "memory": "memory",
     "demo": "the demo",
@@ -104,36 +103,32 @@ def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def tuned_rows(tuned: Mapping[str, Any], cost: Mapping[str, Any]) -> list[str]:
-    """A row a recipe that was trained or whose step was timed."""
-    trained = {row["recipe"]["name"]: row for row in tuned["rows"]}
-    costs = {row["recipe"]: row for row in cost["rows"]}
+def tuned_rows() -> list[str]:
+    """Every run of every document: what differs between two runs of a recipe stands in the row."""
     lines = [
-        "| recipe | speech, h | file, MB | rounded WER % | WER % | less float | 95 % interval | less control | 95 % interval | step |",
+        "| recipe | speech, h | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in [*trained, *(name for name in costs if name not in trained)]:
-        cells = _tuned_cells(trained[name]) if name in trained else ["-"] * 8
-        ratio = f"{costs[name]['ratio']:.2f}" if name in costs else "-"
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
+    for document in oldest_first("quartznet_tuned"):
+        for row in document["rows"]:
+            training = row["recipe"]["training"]
+            start = "grid" if training.get("compensation_batches") else "float"
+            cells = [
+                row["recipe"]["name"],
+                f"{row['speech_h']:.2f}",
+                f"{training['learning_rate']:g} {training['learning_rate_unit']}",
+                start,
+                f"{row['file_bytes'] / 1e6:.2f}",
+                f"{row['wer_percent']:.2f}",
+            ]
+            for difference in (row["less_float"], row["less_control"]):
+                if difference is None:
+                    cells += ["-", "-"]
+                    continue
+                low, high = difference["interval"]
+                cells += [f"{difference['percent']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _tuned_cells(row: Mapping[str, Any]) -> list[str]:
-    rounded = row["rounded_wer_percent"]
-    cells = [
-        f"{row['speech_h']:.2f}",
-        f"{row['file_bytes'] / 1e6:.2f}",
-        "-" if rounded is None else f"{rounded:.2f}",
-        f"{row['wer_percent']:.2f}",
-    ]
-    for difference in (row["less_float"], row["less_control"]):
-        if difference is None:
-            cells += ["-", "-"]
-            continue
-        low, high = difference["interval"]
-        cells += [f"{difference['percent']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
-    return cells
 
 
 def race_rows(race: Mapping[str, Any]) -> list[str]:
@@ -150,7 +145,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, cost, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
     )
@@ -173,16 +168,13 @@ def results_page() -> str:
             "",
             "## Trained to few bits",
             "",
-            f"The same model, trained by each recipe on `train-clean-7h`, packed; all {tuned['utterances']} utterances. "
-            '"rounded": the same rules without training. "less control": the paired difference to the float model',
-            f"trained identically ({CONTROL}). Speech is what training heard in all. A step's cost is a ratio to a float step:",
-            f"median over {cost['rounds']} rounds in turn, {cost['threads']} threads, {cost['batch_s']:.0f} s a batch, bfloat16.",
+            f"The same model, trained by a recipe on `train-clean-7h`, packed; all {tuned['utterances']} utterances. "
+            "Speech is what training heard in all. Start: from the float weights, or from the grid with compensated "
+            f'rounding. "less control": the paired difference to the float model trained identically ({CONTROL}).',
             "",
-            *tuned_rows(tuned, cost),
+            *tuned_rows(),
             "",
-            _source(tuned),
-            "",
-            _source(cost),
+            *(_source(document) for document in oldest_first("quartznet_tuned")),
             "",
             "## Speed",
             "",
