@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/quartznet_tuned.py tuned-float native-i4w gq-4bit --work runs/tuned
 
 Controls: the float model as given, the float model trained identically (recipe `tuned-float`, run it first),
-and each recipe's rules rounded to nearest without training. One document in benchmarks/results/ holds the
-rows of all calls that share a work folder; a killed call goes on where it was. Audio in, nothing chosen by it.
+and, with --rounded, each recipe's rules rounded to nearest without training. One document in
+benchmarks/results/ holds the rows of all calls that share a work folder; a killed call goes on where it was.
 """
 
 from __future__ import annotations

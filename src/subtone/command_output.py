@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,10 +18,17 @@ PLAIN_WIDTH = 120
 """Columns of a table that goes to a file or a pipe."""
 
 
+class _Lines(logging.Handler):
+    """Each record as a line of the console, never wrapped: rich's own handler folds at 80 columns."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.print(record.getMessage())
+
+
 def show_log() -> None:
     """What the package logs, a line each on stderr, above a progress bar."""
     package = logging.getLogger("subtone")
-    package.addHandler(RichHandler(console=log, show_time=False, show_level=False, show_path=False))
+    package.addHandler(_Lines())
     package.setLevel(logging.INFO)
 
 

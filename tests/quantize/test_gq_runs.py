@@ -14,7 +14,7 @@ from tests.quantize.gq_models import freeze_unfinished, gq, invoke, kernel, zoo
 from tests.reference import gq as reference
 from torch import nn
 
-from subtone.quantize import METHODS, Recipe, assign, decoded_twin, method_of
+from subtone.quantize import Recipe, assign, decoded_twin, method_of
 from subtone.quantize.gq import GQ
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
@@ -230,12 +230,8 @@ def test_a_state_of_other_weights_is_refused():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_its_files_name_its_bits_and_a_purpose(path):
+def test_a_recipe_has_the_bits_of_its_name(path):
     recipe = Recipe.load(path)
-    assert recipe.name == path.stem
-    assert recipe.method in METHODS
-    assert path.read_text().startswith("# ")
-    assert Recipe.from_dict(recipe.resolved()) == recipe
     method_of(recipe)
     bits = int(path.stem.removeprefix("gq-")[0])
     chosen = assign(recipe, zoo())

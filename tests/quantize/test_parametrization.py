@@ -55,7 +55,9 @@ def test_the_forward_pass_sees_the_function_of_every_weight(name, is_training):
             weight.parameter.mul_(0.5)
         halved(model)
         # In eval mode torch has a fused attention, which sums in another order, for plain modules only.
-        torch.testing.assert_close(output_of(model, name), output_of(twin, name))
+        is_fused = name in ("attention", "encoder-layer") and not is_training
+        rtol, atol = (1.3e-6, 1e-5) if is_fused else (0, 0)
+        torch.testing.assert_close(output_of(model, name), output_of(twin, name), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", MODELS)

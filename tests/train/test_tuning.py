@@ -28,7 +28,7 @@ from subtone.speech.synth import Corpus
 from subtone.train import TuneSettings, fit, tune
 from subtone.train.data import Batch, FeatureDataset, cuts_of, loader
 from subtone.train.fitting import ENGLISH
-from subtone.train.tuning import TuneModule, batches_of, divergence, recalibrate
+from subtone.train.tuning import TuneModule, batches_of, recalibrate
 
 TRAINING = {"steps": 6, "batch_s": 10.0, "epoch_s": 15.0, "learning_rate": 1e-3}
 FLOAT = {"method": "linear", "rules": [{"keep_float": True}]}
@@ -381,19 +381,6 @@ def test_a_twin_of_the_teacher_has_nothing_to_learn_from_it(checkpoint, utteranc
         loss, ctc = (one.loss(batch.features, batch) for one in (module, plain))
         torch.testing.assert_close(loss, (1 - share) * ctc, atol=1e-6, rtol=1e-5)
         assert not [name for name in module.state_dict() if "teacher" in name]
-
-
-def test_divergence_is_the_loop_over_valid_frames():
-    generator = torch.Generator().manual_seed(0)
-    meant, heard = (torch.randn(2, 5, 4, generator=generator).log_softmax(-1) for _ in range(2))
-    lengths = [3, 5]
-    total = 0.0
-    for row, length in enumerate(lengths):
-        for frame in range(length):
-            for label in range(4):
-                p, q = float(meant[row, frame, label]), float(heard[row, frame, label])
-                total += np.exp(p) * (p - q)
-    assert float(divergence(meant, heard, torch.tensor(lengths))) == pytest.approx(total / 8, rel=1e-5)
 
 
 def test_a_method_without_training_rounds_what_training_left(checkpoint, utterances, tmp_path):

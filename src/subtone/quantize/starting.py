@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from subtone.qtensor import QTensor, flatten_weight
 from subtone.quantize.calibration import second_moment_of, watch_inputs
 from subtone.quantize.compensation import compensated
 from subtone.quantize.method import Batch, Method
@@ -31,6 +35,8 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
     moments = {
         path: second_moment_of(weights[path]) for path in stored if weights[path].kind in COMPENSATED_KINDS
     }
+    if not moments:
+        return
     watch_inputs(model, batches, moments)
     for path, moment in moments.items():
         if not moment.num_frames:
@@ -42,4 +48,22 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
             moment.value(),
             is_symmetric=settings[path].is_symmetric,
         )
-        weight.parameter.copy_(torch.from_numpy(found.dequantize()))
+        weight.parameter.copy_(
+            torch.from_numpy(spanned(found, stored[path], weight.values().numpy()).dequantize())
+        )
+
+
+def spanned(found: QTensor, nearest: QTensor, weight: NDArray[np.float32]) -> QTensor:
+    """`found`, with the codes of `nearest` where the largest and the least `weight` of each scale lie.
+
+    A method that measures ranges anew would find another scale if compensation had moved them inwards
+    (4 bits: in one row of a hundred), and with it round the whole row elsewhere.
+    """
+    flat = flatten_weight(weight)
+    scales = nearest.scale.shape
+    cells = flat.reshape(1, 1, -1) if scales[0] == 1 else flat.reshape(len(flat), scales[1], -1)
+    codes, kept = (one.codes.reshape(cells.shape) for one in (found, nearest))
+    codes = codes.copy()
+    for ends in (cells.argmax(-1, keepdims=True), cells.argmin(-1, keepdims=True)):
+        np.put_along_axis(codes, ends, np.take_along_axis(kept, ends, -1), -1)
+    return dataclasses.replace(found, codes=codes.reshape(flat.shape))

@@ -125,8 +125,12 @@ class TuneSettings(Learning):
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
       the training data, behind the weights as stored, in further passes where one has fewer; 0 leaves
       them.
-    * `distillation`: share of the loss that is the divergence from what the float checkpoint hears in
-      each frame; the rest is CTC. At 1 the texts have to be spelled, and nothing is learnt from them.
+    * `distillation`: share of the loss that is the distance from the float checkpoint; the rest is CTC.
+      At 1 the texts have to be spelled, and nothing is learnt from them.
+    * `distilled_layers`: a glob over module paths. Left out, the distance is the divergence of what is
+      heard in each frame; else the relative squared error of what the outermost modules that match
+      give, its mean over them. Each learns from its own alone, and what lies behind the last from CTC.
+    * `others_rate`: factor of the learning rate of all that is no weight: biases, gains.
     * `precision`: of products and activations in training; weights stay float32.
     """
 
@@ -135,9 +139,20 @@ class TuneSettings(Learning):
     compensation_batches: Annotated[int, Field(ge=0)] = 0
     recalibration_batches: Annotated[int, Field(ge=0)] = 0
     distillation: Share = 0.0
+    distilled_layers: str = ""
+    others_rate: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     masks: Annotated[int, Field(ge=0)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _check_distillation(self) -> TuneSettings:
+        if self.distilled_layers and not self.distillation:
+            raise ValueError(
+                f"distilled_layers={self.distilled_layers!r} has no effect at distillation=0; give a share, or "
+                "leave it out"
+            )
+        return self
 
     @classmethod
     def of(cls, recipe: Recipe) -> TuneSettings:

@@ -18,9 +18,11 @@ from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize import Recipe, TrainingMethod, decoded_twin, method_of
 from subtone.quantize.simulate import simulate
 from subtone.quantize.starting import start_compensated
+from subtone.quantize.weights import quantizable_weights
 from subtone.speech.data import Utterance
 from subtone.train.callbacks import Quantize
-from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
+from subtone.train.data import Batch, FeatureDataset, check_utterances, cuts_of, loader, longest_s
+from subtone.train.distillation import divergence, layers_of, outputs_of, relative_error
 from subtone.train.fitting import run
 from subtone.train.module import CtcModule
 from subtone.train.settings import TuneSettings
@@ -37,9 +39,9 @@ class Tuned:
 class TuneModule(CtcModule):
     """CTC training of a network that can hear already, and may listen to what `teacher` hears.
 
-    The loss is `(1 - distillation)` of CTC and `distillation` of the Kullback-Leibler divergence from
-    the teacher's distribution over labels in each valid frame, its mean over frames (Hinton et al. 2015,
-    at temperature 1). The teacher hears features without masks.
+    The loss is `(1 - distillation)` of CTC and `distillation` of how far it is from what the teacher has:
+    the divergence of what it hears in each valid frame, or the relative error of `distilled_layers`
+    (distillation.py). The teacher hears features without masks.
     """
 
     settings: TuneSettings
@@ -54,39 +56,37 @@ class TuneModule(CtcModule):
     ) -> None:
         super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings, recipe=recipe)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
+        pattern = settings.distilled_layers
+        self._layers = layers_of(self.network, pattern) if pattern else {}
+        self._teachers_layers = layers_of(teacher, pattern) if pattern and teacher else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One a parameter where learning rates are relative; one that is all zeros counts as 1."""
-        if self.settings.learning_rate_unit == "absolute":
+        """One a parameter, unless all have one rate; where rates are relative, all zeros count as 1."""
+        settings, groups = self.settings, []
+        if settings.learning_rate_unit == "absolute" and settings.others_rate == 1:
             return super().parameter_groups()
-        groups = []
+        weights = {id(weight.parameter) for weight in quantizable_weights(self.network).values()}
         for parameter in self.parameters():
             size = float(parameter.detach().square().mean().sqrt())
-            groups.append({"params": [parameter], "lr": self.settings.learning_rate * (size or 1.0)})
+            unit = 1.0 if settings.learning_rate_unit == "absolute" else size or 1.0
+            share = 1.0 if id(parameter) in weights else settings.others_rate
+            groups.append({"params": [parameter], "lr": settings.learning_rate * unit * share})
         return groups
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
-        logits, lengths = self(features, batch.lengths)
-        heard = logits.float().log_softmax(dim=-1)
         share, (teacher,) = self.settings.distillation, self._teacher
         if teacher is None:
-            return self.ctc(heard, lengths, batch)
-        with torch.no_grad():
-            meant = teacher.to(self.device)(batch.features, batch.lengths)[0].float().log_softmax(dim=-1)
-        distance = divergence(meant, heard, lengths)
+            return super().loss(features, batch)
+        with torch.no_grad(), outputs_of(self._teachers_layers) as meant_inside:
+            meant = teacher.to(self.device)(batch.features, batch.lengths)[0]
+        with outputs_of(self._layers) as given_inside:
+            logits, lengths = self(features, batch.lengths)
+        heard = logits.float().log_softmax(dim=-1)
+        if self._layers:
+            distance = relative_error(given_inside, meant_inside)
+        else:
+            distance = divergence(meant.float().log_softmax(dim=-1), heard, lengths)
         return share * distance + (1 - share) * self.ctc(heard, lengths, batch) if share < 1 else distance
-
-
-def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
-    """KL(meant || heard) a frame, of log-probabilities (B, T, V), the mean over the first `lengths` (B,) of each.
-
-    >>> even = torch.full((1, 3, 2), 0.5).log()
-    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), torch.tensor([2]))), 4)
-    0.1438
-    """
-    frames = torch.arange(heard.shape[1], device=heard.device)
-    is_valid = frames < lengths[:, None].to(heard.device)
-    return (meant.exp() * (meant - heard)).sum(-1)[is_valid].mean()
 
 
 def tune(
@@ -127,6 +127,14 @@ def tune(
         recipe=recipe.resolved(),
     )
     method = method_of(recipe)
+    check_utterances(
+        "train",
+        train,
+        checkpoint.front_end,
+        checkpoint.tokenizer,
+        network.frames_per_step,
+        fastest=max(settings.speeds),
+    )
     if settings.compensation_batches:
         heard = batches_of(train, checkpoint, settings, settings.compensation_batches)
         start_compensated(network, method, ((one.features, one.lengths) for one in heard))

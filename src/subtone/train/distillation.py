@@ -1,0 +1,92 @@
+"""What a network in few bits learns from the float network that it was: its outputs, or its layers.
+
+The divergence of the outputs is that of Hinton et al. 2015. Under it a CTC network, which places each label
+in a single frame, gets words wrong while the divergence falls (docs/lab-log.md). So layers can learn instead:
+each hears what the layers before it give, and answers for its own difference from the float one alone; no
+gradient passes from one to the next. The objective is that of block reconstruction (BRECQ, Li et al. 2021),
+for all blocks at once, so that the schedule of any method runs over the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _forward_unimplemented
+
+
+def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
+    """KL(meant || heard) a frame, of log-probabilities (B, T, V), the mean over the first `lengths` (B,) of each.
+
+    >>> even = torch.full((1, 3, 2), 0.5).log()
+    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), torch.tensor([2]))), 4)
+    0.1438
+    """
+    frames = torch.arange(heard.shape[1], device=heard.device)
+    is_valid = frames < lengths[:, None].to(heard.device)
+    return (meant.exp() * (meant - heard)).sum(-1)[is_valid].mean()
+
+
+def relative_error(given: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> Tensor:
+    """The squared error of each output over the squares of the one that is meant, the mean over paths.
+
+    >>> one, two = {"a": torch.tensor([1.0, 1.0])}, {"a": torch.tensor([2.0, 2.0])}
+    >>> float(relative_error(one, two))
+    0.25
+    """
+    errors = []
+    for path, wanted in meant.items():
+        size = wanted.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append((given[path].float() - wanted.float()).square().sum() / size)
+    return torch.stack(errors).mean()
+
+
+def layers_of(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    """Path -> the outermost modules of `network` whose path matches the glob `pattern`, in their order.
+
+    A mere container (ModuleList) is never called; what it holds is looked through instead. ValueError if
+    nothing matches.
+
+    >>> list(layers_of(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU()), "0*"))
+    ['0']
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in network.named_modules():
+        is_called = type(module).forward is not _forward_unimplemented
+        is_inside = any(path.startswith(f"{outer}.") for outer in found)
+        if path and is_called and not is_inside and fnmatchcase(path, pattern):
+            found[path] = module
+    if not found:
+        held = ", ".join(path for path, _ in network.named_children())
+        raise ValueError(
+            f"distilled_layers={pattern!r} matches no module that is called; the network holds {held}"
+        )
+    return found
+
+
+@contextmanager
+def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within it, what each of `layers` gave last, by path; of several outputs the first.
+
+    What comes behind a layer sees the same values without a gradient.
+    """
+    outputs: dict[str, Tensor] = {}
+    handles = [layer.register_forward_hook(partial(_cut, outputs, path)) for path, layer in layers.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cut(outputs: dict[str, Tensor], path: str, layer: nn.Module, inputs: Any, output: Any) -> Any:
+    if not isinstance(output, tuple):
+        outputs[path] = output
+        return output.detach()
+    outputs[path] = output[0]
+    return (output[0].detach(), *output[1:])
