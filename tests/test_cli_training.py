@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,18 @@ def test_a_checkpoint_is_trained_to_few_bits_packed_and_heard(workplace: Path) -
     described = json.loads(subtone("inspect", workplace / "t4.subtone", "--json").stdout)
     assert {layer["bits"] for layer in described["layers"]} == {4}
     subtone("evaluate", workplace / "t4.subtone", corpus / "test", "--json")
+
+
+def test_progress_is_a_line_an_epoch_and_a_resumed_run_says_so(workplace: Path) -> None:
+    (workplace / "tuned.toml").write_text(TUNED)
+    corpus, out = workplace / "corpus", workplace / "told"
+    command = ["quantize", workplace / "float", workplace / "tuned.toml", "--out", out]
+    sound = ["--train", corpus / "train", "--dev", corpus / "dev"]
+    told = subtone(*command, *sound).stderr.splitlines()
+    assert any(re.fullmatch(r"step 4 of 4: loss [\d.]+, dev_wer_percent [\d.]+", line) for line in told)
+    shutil.rmtree(out)
+    again = subtone(*command, *sound).stderr.splitlines()
+    assert "going on after step 4 of 4" in again
 
 
 def test_a_training_method_without_training_is_a_warning_of_one_line(workplace: Path) -> None:

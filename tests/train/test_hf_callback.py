@@ -50,8 +50,10 @@ class UserModel(nn.Module):
         return {"loss": self.loss_scale * loss}
 
 
-def train(model: nn.Module, folder: Path, *callbacks: Any, resume: Any = None, **options: Any) -> None:
-    """Batches of 8 rows in order, by stochastic gradient descent with a learning rate of 1/8."""
+def train(
+    model: nn.Module, folder: Path, *callbacks: Any, resume: Any = None, **options: Any
+) -> list[dict[str, float]]:
+    """Batches of 8 rows in order, by stochastic gradient descent with a learning rate of 1/8; the log."""
     settings: dict[str, Any] = {
         "max_steps": 1,
         "learning_rate": 0.125,
@@ -66,14 +68,14 @@ def train(model: nn.Module, folder: Path, *callbacks: Any, resume: Any = None, *
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        logging_strategy="no",
         dataloader_pin_memory=False,
-        **{**settings, **options},
+        **{"logging_strategy": "no", **settings, **options},
     )
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=Rows(), callbacks=list(callbacks)
     )
     trainer.train(resume_from_checkpoint=resume)
+    return trainer.state.log_history
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -179,3 +181,25 @@ def test_a_model_of_the_library_trains_with_its_own_paths(tmp_path):
     frozen = callback.freeze()
     assert frozen.weights["lm_head.weight"].bits == 8
     assert frozen.weights["wav2vec2.encoder.layers.0.attention.q_proj.weight"].bits == 4
+
+
+def test_what_a_method_tells_of_its_progress_is_in_the_trainers_log(tmp_path):
+    recipe = Recipe.from_dict(
+        {
+            "name": "r",
+            "method": "s8bqat",
+            "options": {"tau_steps": 2, "warmup_steps": 1},
+            "rules": [
+                {"pattern": "first.*", "bits": 4, "grid": "codebook", "granularity": "tensor"},
+                {"keep_float": True},
+            ],
+        }
+    )
+    settings = {"max_steps": 3, "logging_strategy": "steps", "logging_steps": 1}
+    callback = HfQuantize(recipe)
+    history = train(UserModel(), tmp_path, callback, **settings)
+    gammas = [row["gamma"] for row in history if "loss" in row]
+    assert gammas[2] == 1.0 > max(gammas[:2])  # two steps behind the warm-up: hard
+    later: dict[str, float] = {}  # as Trainer.evaluate logs, when nothing trains any more
+    callback.on_log(None, transformers.TrainerState(), transformers.TrainerControl(), logs=later)
+    assert not later

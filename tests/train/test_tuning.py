@@ -383,6 +383,34 @@ def test_a_twin_of_the_teacher_has_nothing_to_learn_from_it(checkpoint, utteranc
         assert not [name for name in module.state_dict() if "teacher" in name]
 
 
+LAYERS = {"distillation": 1.0, "distilled_layers": "blocks.*"}
+
+
+def test_a_float_control_has_nothing_to_learn_from_its_own_layers(checkpoint, utterances, tmp_path):
+    settings = {**LAYERS, "precision": "bfloat16"}
+    tuned = tune(tmp_path, checkpoint, recipe_of(FLOAT, **settings), train=utterances)
+    assert [row["loss"] for row in tuned.curve] == [0.0] * len(tuned.curve)
+    after = state_of(tuned.checkpoint)
+    assert all(torch.equal(value, after[name]) for name, value in state_of(checkpoint).items())
+
+
+def test_layers_in_few_bits_come_nearer_to_the_float_ones(checkpoint, utterances, tmp_path):
+    settings = {**LAYERS, "steps": 24, "epoch_s": 30.0, "learning_rate": 1e-2, "learning_rate_unit": "rms"}
+    document = {**NATIVE, "rules": [{"bits": 3}]}
+    curve = tune(tmp_path, checkpoint, recipe_of(document, **settings), train=utterances).curve
+    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
+
+
+def test_biases_and_gains_may_learn_at_another_rate(checkpoint):
+    settings = TuneSettings(**TRAINING, others_rate=0.25)
+    module = TuneModule(checkpoint, settings=settings, teacher=None)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    rates = {id(parameter): group["max_lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in module.network.named_parameters():
+        is_weight = parameter.dim() > 1
+        assert rates[id(parameter)] == (1e-3 if is_weight else 2.5e-4), name
+
+
 def test_a_method_without_training_rounds_what_training_left(checkpoint, utterances, tmp_path):
     rounded = {"method": "linear", "rules": [{"bits": 4}]}
     floats = tune(tmp_path / "a", checkpoint, recipe_of(FLOAT), train=utterances).checkpoint
@@ -399,6 +427,16 @@ def test_mistakes_are_one_line(checkpoint, utterances, tmp_path):
         tune(tmp_path, checkpoint, recipe_of(NATIVE, stepz=3), train=utterances)
     with pytest.raises(ValueError, match=r"training: distillation=1.5 does not fit"):
         tune(tmp_path, checkpoint, recipe_of(NATIVE, distillation=1.5), train=utterances)
+    with pytest.raises(ValueError, match=r"^train has no utterances; give at least one$"):
+        tune(tmp_path, checkpoint, recipe_of(NATIVE, compensation_batches=1), train=[])
+    with pytest.raises(
+        ValueError, match=r"distilled_layers='x' has no effect at distillation=0; give a share"
+    ):
+        tune(tmp_path, checkpoint, recipe_of(NATIVE, distilled_layers="x"), train=utterances)
+    with pytest.raises(ValueError, match=r"^distilled_layers='x' matches no module that is called; the netw"):
+        tune(
+            tmp_path, checkpoint, recipe_of(NATIVE, distillation=1.0, distilled_layers="x"), train=utterances
+        )
     tuned = tune(tmp_path, checkpoint, recipe_of(NATIVE, steps=2), train=utterances).checkpoint
     with pytest.raises(ValueError, match=r"is already quantized \(by tuned\)"):
         tune(tmp_path, tuned, recipe_of(NATIVE), train=utterances)

@@ -60,7 +60,8 @@ class MethodInRun:
         """Optimizer steps since the method was attached, over all resumed runs."""
         self._method: TrainingMethod | None = None
         self._model: nn.Module | None = None
-        self._is_attached = False
+        self.is_attached = False
+        """Whether training goes on now, from `begin` to `end`."""
         self._is_step_open = False
         self._state: Mapping[str, Any] | None = None
 
@@ -75,7 +76,7 @@ class MethodInRun:
         self._model = _part_of(module, self.submodule)
         self._method = training_method_of(self.recipe)
         self._method.attach(self._model)
-        self._is_attached, self._is_step_open, self.step = True, False, 0
+        self.is_attached, self._is_step_open, self.step = True, False, 0
         if state is not None:
             self.step = state["step"]
             self._method.load_state_dict(state["method"])
@@ -108,15 +109,15 @@ class MethodInRun:
 
     def end(self) -> None:
         """Detach, if anything is attached."""
-        if self._is_attached:
+        if self.is_attached:
             assert self._method is not None
             self._state = self.state_dict()
             self._method.detach()
-            self._is_attached = False
+            self.is_attached = False
 
     def state_dict(self) -> dict[str, Any]:
         """What `begin` needs to go on; {} before the first run."""
-        if self._is_attached:
+        if self.is_attached:
             assert self._method is not None
             method = copy.deepcopy(self._method.state_dict())
             return {"recipe": self.recipe.resolved(), "step": self.step, "method": method}
@@ -126,7 +127,7 @@ class MethodInRun:
         """What the run has trained, as the recipe wants it stored."""
         if self._method is None or self._model is None:
             raise ValueError(f"recipe {self.recipe.name}: nothing has been trained yet; freeze after the run")
-        if self._is_attached:
+        if self.is_attached:
             raise ValueError(f"recipe {self.recipe.name}: training has not ended yet; freeze after the run")
         return self._method.freeze(self._model)
 

@@ -72,6 +72,22 @@ class HfQuantize(TrainerCallback, ExportableState):
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.run.after_step()
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """The method's metrics (S8BQAT: gamma) join what the Trainer logs, in its history too."""
+        if not self.run.is_attached:  # Trainer.evaluate, before or after training
+            return
+        metrics = self.run.metrics()
+        state.log_history[-1].update(metrics)
+        if logs is not None:
+            logs.update(metrics)  # for the callbacks behind this one
+
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.run.end()
 
