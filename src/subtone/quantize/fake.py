@@ -21,25 +21,25 @@ from subtone.quantize.rules import Settings
 
 
 class _StraightThrough(torch.autograd.Function):
-    """`quantized` itself; its gradient goes to `values` where `is_inside`.
+    """`quantized` itself; its gradient goes to `values` where `is_inside`, everywhere where that is None.
 
     Not the usual `values + (quantized - values).detach()`: that sum rounds, and then a forward
     pass would not see the stored values.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, quantized: Tensor, is_inside: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, quantized: Tensor, is_inside: Tensor | None) -> Tensor:
         ctx.save_for_backward(is_inside)
         return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (is_inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0] * is_inside, None, None
+        return gradients[0] if is_inside is None else gradients[0] * is_inside, None, None
 
 
-def straight_through(values: Tensor, quantized: Tensor, is_inside: Tensor) -> Tensor:
-    """`quantized` exactly, with the gradient of `values` where `is_inside` and 0 elsewhere."""
+def straight_through(values: Tensor, quantized: Tensor, is_inside: Tensor | None) -> Tensor:
+    """`quantized` exactly, with the gradient of `values` where `is_inside` and 0 elsewhere; None: everywhere."""
     return _StraightThrough.apply(values, quantized, is_inside)  # type: ignore[no-any-return]
 
 
@@ -60,24 +60,26 @@ def fake_quantize_weight(weight: Tensor, settings: Settings, *, name: str = "the
         raise ValueError(f"{name} has grid='codebook', which has no uniform grid; use 'symmetric'")
     flat = grids.flatten_weight(weight.to(torch.float32))
     grid = fit_grid(flat, settings, group_count=group_count(tuple(weight.shape), settings, name=name))
-    quantized = fake_quantize_on_grid(flat, grid, settings.bits, is_symmetric=settings.is_symmetric)
+    quantized = _on_grid(flat, grid, settings)
     return grids.unflatten_weight(quantized, tuple(weight.shape)).to(weight.dtype)
 
 
-def fake_quantize_on_grid(flat: Tensor, grid: Grid, bits: int, *, is_symmetric: bool) -> Tensor:
+def _on_grid(flat: Tensor, grid: Grid, settings: Settings) -> Tensor:
     """A flattened weight (out, columns) on a `grid` of (1, 1), (out, 1) or (out, groups)."""
-    with torch.no_grad():
-        columns = flat.shape[1]
-        spread = Grid(
-            *(
-                part if part.shape[1] == 1 else part.repeat_interleave(columns // part.shape[1], dim=1)
-                for part in grid
-            )
-        )
-        positions = grids.positions_on_grid(flat, spread)
-        codes = positions.clamp(grids.lowest_code(bits, is_symmetric=is_symmetric), 2**bits - 1)
-        quantized = grids.values_on_grid(codes, spread)
-    return straight_through(flat, quantized, positions == codes)
+    bits = settings.bits
+    assert bits is not None
+    # Up to the largest magnitude nothing is clipped, unless float16 has rounded the scale of a group.
+    may_clip = settings.range != "absmax" or bits == 1 or grid.scale.shape[1] > 1
+    with torch.no_grad():  # in place where it can be: this runs on every weight at every step
+        cells = flat.reshape(len(flat), grid.scale.shape[1], -1)
+        scale, zero_point = (part.unsqueeze(-1) for part in grid)
+        positions = grids.positions_on_grid(cells, Grid(scale, zero_point))
+        is_inside = None
+        if may_clip:
+            codes = positions.clamp(grids.lowest_code(bits, is_symmetric=settings.is_symmetric), 2**bits - 1)
+            positions, is_inside = codes, (positions == codes).reshape(flat.shape)
+        quantized = positions.sub_(zero_point).mul_(scale).reshape(flat.shape)
+    return straight_through(flat, quantized, is_inside)
 
 
 def fake_quantize_activations(features: Tensor, bits: int = 8) -> Tensor:
@@ -93,4 +95,4 @@ def fake_quantize_activations(features: Tensor, bits: int = 8) -> Tensor:
     with torch.no_grad():
         levels, scale = grids.dynamic_levels(features.detach().to(torch.float32), bits)
         quantized = (levels * scale).to(features.dtype)
-    return straight_through(features, quantized, torch.ones_like(quantized, dtype=torch.bool))
+    return straight_through(features, quantized, None)

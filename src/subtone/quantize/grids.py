@@ -80,10 +80,9 @@ def lowest_code(bits: int, *, is_symmetric: bool) -> int:
 
 def positions_on_grid(weights: Tensor, grid: Grid) -> Tensor:
     """`floor(w / scale + zero_point + 0.5)`: the code of each weight before it is clipped."""
-    is_zero = grid.scale == 0
-    safe_scale = torch.where(is_zero, torch.ones_like(grid.scale), grid.scale)
-    position = (weights / safe_scale).masked_fill_(is_zero, 0.0) + grid.zero_point
-    return position.add_(0.5).floor_()  # in place: this runs on every weight at every step
+    # Over infinity every weight lies at 0. In place: this runs on every weight at every step.
+    safe_scale = torch.where(grid.scale == 0, torch.full_like(grid.scale, torch.inf), grid.scale)
+    return (weights / safe_scale).add_(grid.zero_point).add_(0.5).floor_()
 
 
 def codes_on_grid(weights: Tensor, grid: Grid, bits: int, *, is_symmetric: bool) -> Tensor:
