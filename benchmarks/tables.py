@@ -25,6 +25,7 @@ OF_RECIPES = ("quartznet_ptq",)
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
     "quartznet_tuned": "words after training",
+    "training_cost": "what training costs",
     "race": "speed",
     "memory": "memory",
     "demo": "the demo",
@@ -106,8 +107,8 @@ def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def tuned_rows() -> list[str]:
     """Every run of every document: what differs between two runs of a recipe stands in the row."""
     lines = [
-        "| recipe | speech, h | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | speech, h | learns from | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for document in oldest_first("quartznet_tuned"):
         for row in document["rows"]:
@@ -116,6 +117,7 @@ def tuned_rows() -> list[str]:
             cells = [
                 row["recipe"]["name"],
                 f"{row['speech_h']:.2f}",
+                "layers" if training.get("distilled_layers") else "texts",
                 f"{training['learning_rate']:g} {training['learning_rate_unit']}",
                 start,
                 f"{row['file_bytes'] / 1e6:.2f}",
@@ -128,6 +130,18 @@ def tuned_rows() -> list[str]:
                 low, high = difference["interval"]
                 cells += [f"{difference['percent']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| recipe | a step, over float | quartiles | of that once in | takes, s |",
+        "|---|---|---|---|---|",
+    ]
+    for row in cost["rows"]:
+        low, high = row["quartiles"]
+        period = f"{row['period_steps']} steps | {row['rewrite_s']:.2f}" if row["period_steps"] else "- | -"
+        lines.append(f"| {row['recipe']} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {period} |")
     return lines
 
 
@@ -145,7 +159,8 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    assigned = cost["gq_assignment"]
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
     )
@@ -169,12 +184,26 @@ def results_page() -> str:
             "## Trained to few bits",
             "",
             f"The same model, trained by a recipe on `train-clean-7h`, packed; all {tuned['utterances']} utterances. "
-            "Speech is what training heard in all. Start: from the float weights, or from the grid with compensated "
-            f'rounding. "less control": the paired difference to the float model trained identically ({CONTROL}).',
+            "Speech is what training heard in all. It learns from the texts (CTC), or each layer from the float model's. "
+            "Start: from the float weights, or from the grid with compensated rounding. "
+            f'"less control": the paired difference to the float model trained identically ({CONTROL}).',
             "",
             *tuned_rows(),
             "",
             *(_source(document) for document in oldest_first("quartznet_tuned")),
+            "",
+            "## What training costs",
+            "",
+            f"A step of the same model, {cost['batch_s']:.0f} s of speech, {cost['threads']} threads, bfloat16 autocast, "
+            f"{cost['rounds']} rounds in turn with a float step; medians of ratios. What comes once in a period is "
+            "added by its share.",
+            "",
+            *cost_rows(cost),
+            "",
+            f"GQ's assignment of {assigned['weights']:.0e} weights at {assigned['bits']} bits, {assigned['threads']} thread: "
+            f"{assigned['seconds']:.2f} s.",
+            "",
+            _source(cost),
             "",
             "## Speed",
             "",

@@ -4,7 +4,8 @@
 
 QuartzNet15x5 on real speech, the same batch for all, forward, CTC loss, backward and Adam in bfloat16
 autocast. What a method does only every so many steps (GQ's assignment, S8BQAT's hard compressor) is timed by
-itself and its share of a step added, by the recipe's own period. One document in benchmarks/results/.
+itself and its share of a step added, by the recipe's own period. And GQ's assignment on 10^7 weights, one
+thread. One document in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from subtone.train.tuning import set_modes
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (
-    "native-i8w", "native-i4w", "native-i4wi8a", "native-fakei4w", "acosr-4bit", "s8bqat-4bit", "gq-4bit",
-    "int2-sym", "int2-asym", "int2-asym-sc", "int2-asym-sc-subch-clip", "int2-asym-sc-subch-clip08",
+    "native-i8w", "native-i4w", "native-i4wi8a", "acosr-4bit", "s8bqat-4bit", "gq-4bit", "int2-sym",
+    "int2-asym-sc", "int2-asym-sc-subch-clip", "int2-asym-sc-subch-clip08",
 )  # fmt: skip
 PERIODS = {"gq": "every_steps", "s8bqat": "tau_steps"}
 """Method -> the option that says every how many steps it rewrites weights."""
@@ -113,9 +114,27 @@ def main() -> None:
         "rounds": arguments.rounds,
         "batch_s": round(float(batch.lengths.sum()) / 100, 2),
         "rows": rows,
+        "gq_assignment": assignment(),
     }
     name = f"{document['date']}_{document['machine']['commit']}_training_cost.json"
     write_text(ROOT / "benchmarks" / "results" / name, json.dumps(document, indent=1) + "\n")
+
+
+def assignment() -> dict[str, Any]:
+    """Seconds of one soft assignment of GQ, mu fitted: 10 kernels of 1000 x 1000, 4 bits, one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    method = method_of(Recipe.load(ROOT / "recipes" / "gq-4bit.toml"))
+    assert isinstance(method, TrainingMethod)
+    method.attach(torch.nn.Sequential(*(torch.nn.Linear(1000, 1000, bias=False) for _ in range(10))))
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        method.after_step(0)
+        times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return {"weights": 10**7, "bits": 4, "threads": 1, "seconds": round(statistics.median(times), 3)}
 
 
 def batch_of(checkpoint: Checkpoint, shared: Path) -> Batch:
