@@ -49,6 +49,8 @@ def oldest_first(kind: str) -> list[dict[str, Any]]:
 def newest(kind: str) -> dict[str, Any]:
     """The newest document of a kind; where rows are of recipes, with those that only older ones have."""
     documents = oldest_first(kind)
+    if not documents:
+        raise ValueError(f"no result of kind {kind}; benchmarks/README.md says which script makes it")
     if kind not in OF_RECIPES:
         return documents[-1]
     rows = {row["recipe"]["name"]: (row, one["source"]) for one in documents for row in one["rows"]}
@@ -77,6 +79,10 @@ def readme_table() -> str:
             "",
             *word_rows(rows),
             "",
+            "Trained on two cores, what speech each has heard in all (docs/results.md says how; docs/lab-log.md what did not help):",
+            "",
+            *tuned_rows([newest("quartznet_tuned")]),
+            "",
             f"Speed of the network, {race['threads']} threads, {race['utterances']} whole utterances, one process, {race['rounds']} rounds:",
             "",
             *race_rows(race),
@@ -104,20 +110,20 @@ def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def tuned_rows() -> list[str]:
+def tuned_rows(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every run of every document: what differs between two runs of a recipe stands in the row."""
     lines = [
         "| recipe | speech, h | learns from | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for document in oldest_first("quartznet_tuned"):
+    for document in documents:
         for row in document["rows"]:
             training = row["recipe"]["training"]
             start = "grid" if training.get("compensation_batches") else "float"
             cells = [
                 row["recipe"]["name"],
                 f"{row['speech_h']:.2f}",
-                "layers" if training.get("distilled_layers") else "texts",
+                _learnt_from(training),
                 f"{training['learning_rate']:g} {training['learning_rate_unit']}",
                 start,
                 f"{row['file_bytes'] / 1e6:.2f}",
@@ -131,6 +137,12 @@ def tuned_rows() -> list[str]:
                 cells += [f"{difference['percent']:+.2f}", f"{low:+.2f} to {high:+.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _learnt_from(training: Mapping[str, Any]) -> str:
+    share = training.get("distillation", 0)
+    sources = [] if not share else ["layers" if training.get("distilled_layers") else "outputs"]
+    return " and ".join([*sources, *(["texts"] if share < 1 else [])])
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[str]:
@@ -184,19 +196,20 @@ def results_page() -> str:
             "## Trained to few bits",
             "",
             f"The same model, trained by a recipe on `train-clean-7h`, packed; all {tuned['utterances']} utterances. "
-            "Speech is what training heard in all. It learns from the texts (CTC), or each layer from the float model's. "
+            "Speech is what training heard in all. It learns from the texts (CTC), or each layer from the float model's, "
+            "where the control has nothing to learn and stays the float model. "
             "Start: from the float weights, or from the grid with compensated rounding. "
             f'"less control": the paired difference to the float model trained identically ({CONTROL}).',
             "",
-            *tuned_rows(),
+            *tuned_rows(oldest_first("quartznet_tuned")),
             "",
             *(_source(document) for document in oldest_first("quartznet_tuned")),
             "",
             "## What training costs",
             "",
             f"A step of the same model, {cost['batch_s']:.0f} s of speech, {cost['threads']} threads, bfloat16 autocast, "
-            f"{cost['rounds']} rounds in turn with a float step; medians of ratios. What comes once in a period is "
-            "added by its share.",
+            f"{cost['rounds']} rounds in turn with a float step; medians of ratios: the method alone, CTC loss, no teacher. "
+            "What comes once in a period is added by its share.",
             "",
             *cost_rows(cost),
             "",

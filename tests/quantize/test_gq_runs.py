@@ -177,7 +177,11 @@ def test_it_learns_what_rounding_to_nearest_destroys(bits):
         ("bits = 4", {"mu": 8.0, "mu_error": "soft"}, "mu_error='soft' has no effect where mu=8.0 is held"),
         ("bits = 4", {"divisor": "1+mu"}, r"options: divisor='1\+mu' needs mu; give 8.0"),
         ("bits = 4", {"start_step": 8}, r"start_step=8 and end_step=8 must ascend from 0"),
-        ("bits = 4", {"every_steps": 0}, r"every_steps=0 must be at least 1; a twentieth of the run"),
+        (
+            "bits = 4",
+            {"every_steps": 0},
+            r"every_steps=0 must be at least 1; a tenth to a twentieth of the run",
+        ),
         (
             "bits = 4",
             {"alpha_start": 30.0},

@@ -7,31 +7,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from subtone.train.distillation import divergence, layers_of, outputs_of, relative_error
+from subtone.train.distillation import divergence, matching_layers, outputs_of, relative_error
 
 
 class Pair(nn.Module):
-    """Two outputs, as our blocks have; the second is no tensor to learn from."""
+    """Features and their lengths, as our blocks give them; more than 0 in the padding too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(3, 3)
+        self.conv = nn.Conv1d(3, 3, 1)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, int]:
-        return self.linear(features), 7
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(features) + 1, lengths
 
 
 class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([Pair(), Pair()])
-        self.head = nn.Linear(3, 2)
+        self.head = nn.Conv1d(3, 2, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         for block in self.blocks:
-            features, seven = block(features)
-            assert seven == 7
+            features, lengths = block(features, lengths)
         return self.head(features)
+
+
+FEATURES, LENGTHS = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([5, 3])
 
 
 @pytest.fixture
@@ -46,11 +48,11 @@ def chain() -> Chain:
         ("*", ["blocks.0", "blocks.1", "head"]),
         ("blocks.*", ["blocks.0", "blocks.1"]),
         ("blocks.1*", ["blocks.1"]),
-        ("*linear", ["blocks.0.linear", "blocks.1.linear"]),
+        ("*conv", ["blocks.0.conv", "blocks.1.conv"]),
     ],
 )
 def test_layers_are_the_outermost_modules_that_are_called(chain, pattern, paths):
-    assert list(layers_of(chain, pattern)) == paths
+    assert list(matching_layers(chain, pattern)) == paths
 
 
 def test_a_pattern_that_matches_nothing_is_told_what_there_is(chain):
@@ -58,24 +60,39 @@ def test_a_pattern_that_matches_nothing_is_told_what_there_is(chain):
         ValueError,
         match=r"^distilled_layers='block\*x' matches no module that is called; the network holds blocks, head$",
     ):
-        layers_of(chain, "block*x")
+        matching_layers(chain, "block*x")
 
 
 def test_outputs_are_those_of_the_forward_pass(chain):
-    features = torch.randn(4, 3)
-    expected = chain(features)
-    with outputs_of(layers_of(chain, "*")) as outputs:
-        given = chain(features)
+    expected = chain(FEATURES, LENGTHS)
+    with outputs_of(matching_layers(chain, "*")) as outputs:
+        given = chain(FEATURES, LENGTHS)
     assert torch.equal(given, expected)
     assert torch.equal(outputs["head"], expected)
-    assert torch.equal(outputs["blocks.0"], chain.blocks[0](features)[0])
+    first = chain.blocks[0](FEATURES, LENGTHS)[0]
+    first[1, :, 3:] = 0
+    assert torch.equal(outputs["blocks.0"], first)
+
+
+def test_padding_changes_no_distance(chain):
+    """A longer utterance in the batch gives the others more padding."""
+    other, layers = Chain(), {}
+    distances = []
+    for padded in (0, 4):
+        features = nn.functional.pad(FEATURES[1:, :, :3], (0, padded), value=9.0)
+        for name, model in (("given", chain), ("meant", other)):
+            with outputs_of(matching_layers(model, "blocks.*")) as layers[name]:
+                model(features, LENGTHS[1:])
+        distances.append(relative_error(layers["given"], layers["meant"]))
+    torch.testing.assert_close(*distances)
+    assert distances[0] > 0
 
 
 def test_a_layer_answers_for_itself_alone(chain):
-    with outputs_of(layers_of(chain, "blocks.*")) as outputs:
-        logits = chain(torch.randn(4, 3))
-    relative_error({"blocks.1": outputs["blocks.1"]}, {"blocks.1": torch.ones(4, 3)}).backward()
-    first, second = (block.linear.weight for block in chain.blocks)
+    with outputs_of(matching_layers(chain, "blocks.*")) as outputs:
+        logits = chain(FEATURES, LENGTHS)
+    relative_error({"blocks.1": outputs["blocks.1"]}, {"blocks.1": torch.ones(2, 3, 5)}).backward()
+    first, second = (block.conv.weight for block in chain.blocks)
     assert first.grad is None
     assert second.grad.abs().sum() > 0
     second.grad = None
@@ -85,10 +102,12 @@ def test_a_layer_answers_for_itself_alone(chain):
 
 
 def test_nothing_is_left_in_the_network(chain):
-    with outputs_of(layers_of(chain, "*")) as outputs:
+    with outputs_of(matching_layers(chain, "*")) as outputs:
         pass
-    chain(torch.randn(4, 3))
+    logits = chain(FEATURES, LENGTHS)
     assert not outputs
+    logits.sum().backward()
+    assert all(block.conv.weight.grad is not None for block in chain.blocks)
 
 
 def test_the_distance_is_the_mean_of_relative_squared_errors():

@@ -68,17 +68,16 @@ def _on_grid(flat: Tensor, grid: Grid, settings: Settings) -> Tensor:
     """A flattened weight (out, columns) on a `grid` of (1, 1), (out, 1) or (out, groups)."""
     bits = settings.bits
     assert bits is not None
-    # Up to the largest magnitude nothing is clipped, unless float16 has rounded the scale of a group.
+    # Up to the largest magnitude nothing loses its gradient, unless float16 has rounded the scale of a group.
     may_clip = settings.range != "absmax" or bits == 1 or grid.scale.shape[1] > 1
     with torch.no_grad():  # in place where it can be: this runs on every weight at every step
         cells = flat.reshape(len(flat), grid.scale.shape[1], -1)
         scale, zero_point = (part.unsqueeze(-1) for part in grid)
         positions = grids.positions_on_grid(cells, Grid(scale, zero_point))
-        is_inside = None
-        if may_clip:
-            codes = positions.clamp(grids.lowest_code(bits, is_symmetric=settings.is_symmetric), 2**bits - 1)
-            positions, is_inside = codes, (positions == codes).reshape(flat.shape)
-        quantized = positions.sub_(zero_point).mul_(scale).reshape(flat.shape)
+        lowest, highest = grids.lowest_code(bits, is_symmetric=settings.is_symmetric), 2**bits - 1
+        codes = positions.clamp(lowest, highest) if may_clip else positions.clamp_(lowest, highest)
+        is_inside = (positions == codes).reshape(flat.shape) if may_clip else None
+        quantized = codes.sub_(zero_point).mul_(scale).reshape(flat.shape)
     return straight_through(flat, quantized, is_inside)
 
 

@@ -102,7 +102,7 @@ class GQOptions(pydantic.BaseModel):
             raise ValueError(f"start_step={start} and end_step={end} must ascend from 0")
         if self.every_steps < 1:
             raise ValueError(
-                f"every_steps={self.every_steps} must be at least 1; a twentieth of the run is usual"
+                f"every_steps={self.every_steps} must be at least 1; a tenth to a twentieth of the run is usual"
             )
         first, last = self.alpha_start, self.alpha_end
         if not (0 < first <= last and math.isfinite(last)):

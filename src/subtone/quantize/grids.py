@@ -80,9 +80,17 @@ def lowest_code(bits: int, *, is_symmetric: bool) -> int:
 
 def positions_on_grid(weights: Tensor, grid: Grid) -> Tensor:
     """`floor(w / scale + zero_point + 0.5)`: the code of each weight before it is clipped."""
-    # Over infinity every weight lies at 0. In place: this runs on every weight at every step.
-    safe_scale = torch.where(grid.scale == 0, torch.full_like(grid.scale, torch.inf), grid.scale)
-    return (weights / safe_scale).add_(grid.zero_point).add_(0.5).floor_()
+    return positions_of(weights, divisor_of(grid.scale), grid.zero_point)
+
+
+def positions_of(weights: Tensor, divisor: Tensor, zero_point: Tensor) -> Tensor:
+    """`positions_on_grid` by `divisor_of` the scale, in one buffer; shapes must broadcast."""
+    return (weights / divisor).add_(zero_point).add_(0.5).floor_()
+
+
+def divisor_of(scale: Tensor) -> Tensor:
+    """`scale`, and infinity for 0: a weight over infinity is the 0 that a scale of 0 asks for."""
+    return torch.where(scale == 0, torch.inf, scale)
 
 
 def codes_on_grid(weights: Tensor, grid: Grid, bits: int, *, is_symmetric: bool) -> Tensor:

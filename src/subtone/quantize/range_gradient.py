@@ -29,7 +29,7 @@ from torch.autograd.function import FunctionCtx
 
 from subtone.quantize import grids
 from subtone.quantize.fake import straight_through
-from subtone.quantize.ranges import Fit, divisor_of, fit_range, group_count, positions_of
+from subtone.quantize.ranges import Fit, fit_range, group_count
 from subtone.quantize.rules import Settings
 
 
@@ -70,7 +70,7 @@ class _RangeGradient(torch.autograd.Function):
         found = torch.where(is_inside, gradient, 0.0)
         clipped = gradient - found
         moved = on_grid - cells  # the step times (code - position)
-        within = (found * moved).sum(-1) / divisor_of(span)
+        within = (found * moved).sum(-1) / grids.divisor_of(span)
         both, difference = clipped.sum(-1), clipped.mul_(moved.sign_()).sum(-1)
         # A value clipped above moved down.
         for_high = factor * (within + (both - difference) / 2)
@@ -104,7 +104,7 @@ def round_weight(weight: Tensor, settings: Settings, *, name: str = "the weight"
         cells = grids.cells_of(flat, granularity=settings.granularity, groups=groups)
         fit = fit_range(flat, settings, group_count=groups)
         scale, zero_point = (part.unsqueeze(-1) for part in fit.grid)
-        positions = positions_of(cells, divisor_of(scale), zero_point)
+        positions = grids.positions_of(cells, grids.divisor_of(scale), zero_point)
         lowest = grids.lowest_code(settings.bits, is_symmetric=settings.is_symmetric)
         codes = positions.clamp(lowest, 2**settings.bits - 1)
         is_inside = positions == codes

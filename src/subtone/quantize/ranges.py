@@ -149,19 +149,6 @@ def kernel_range(cells: Tensor, settings: Settings) -> Tensor:
     return absmax(cells)
 
 
-def positions_of(cells: Tensor, divisor: Tensor, zero_point: Tensor) -> Tensor:
-    """`grids.positions_on_grid` of cells, in one buffer: the code of each weight before it is clipped.
-
-    `divisor` is `divisor_of` the scale; it and `zero_point` broadcast against `cells`, last axis 1.
-    """
-    return (cells / divisor).add_(zero_point).add_(0.5).floor_()
-
-
-def divisor_of(scale: Tensor) -> Tensor:
-    """`scale`, and infinity for 0: a weight over infinity is the 0 that a scale of 0 asks for."""
-    return torch.where(scale == 0, math.inf, scale)
-
-
 def _bounds(cells: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value that the grid of each cell is to reach: (rows, groups) both."""
     bits, percent = settings.bits, settings.percentile
@@ -220,7 +207,7 @@ def _errors(cells: Tensor, candidates: Grid, settings: Settings) -> Tensor:
         2**settings.bits - 1,
     )
     scale, zero_point = (part.unsqueeze(-1) for part in candidates)
-    divisor = divisor_of(scale)
+    divisor = grids.divisor_of(scale)
     count, (rows, groups, size) = len(scale), cells.shape
     at_once = SEARCHED_AT_ONCE["cpu" if cells.device.type == "cpu" else "cuda"]
     candidate_step = min(count, max(1, at_once // (groups * size)))
@@ -232,7 +219,7 @@ def _errors(cells: Tensor, candidates: Grid, settings: Settings) -> Tensor:
             tried = slice(first, first + candidate_step)
             where = (tried, slice(row, row + row_step))
             zero = zero_point if zero_point.shape != scale.shape else zero_point[where]
-            codes = positions_of(block, divisor[where], zero).clamp_(lowest, highest)
+            codes = grids.positions_of(block, divisor[where], zero).clamp_(lowest, highest)
             error = codes.sub_(zero).mul_(scale[where]).sub_(block)
             errors[where] = measure(error).sum(-1, dtype=torch.float64)
     return errors

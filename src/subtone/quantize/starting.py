@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from subtone.qtensor import QTensor, flatten_weight
 from subtone.quantize.calibration import second_moment_of, watch_inputs
 from subtone.quantize.compensation import compensated
+from subtone.quantize.grids import flatten_weight, unflatten_weight
 from subtone.quantize.method import Batch, Method
 from subtone.quantize.rules import assign
 from subtone.quantize.weights import COMPENSATED_KINDS, quantizable_weights
@@ -36,7 +33,10 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
         path: second_moment_of(weights[path]) for path in stored if weights[path].kind in COMPENSATED_KINDS
     }
     if not moments:
-        return
+        raise ValueError(
+            f"compensation_batches has no effect: no {' or '.join(COMPENSATED_KINDS)} weight reaches few bits; "
+            "leave it out"
+        )
     watch_inputs(model, batches, moments)
     for path, moment in moments.items():
         if not moment.num_frames:
@@ -48,22 +48,21 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
             moment.value(),
             is_symmetric=settings[path].is_symmetric,
         )
-        weight.parameter.copy_(
-            torch.from_numpy(spanned(found, stored[path], weight.values().numpy()).dequantize())
-        )
+        values = with_ends(torch.from_numpy(found.dequantize()), weight.values(), found.scale.shape)
+        weight.parameter.copy_(values)
 
 
-def spanned(found: QTensor, nearest: QTensor, weight: NDArray[np.float32]) -> QTensor:
-    """`found`, with the codes of `nearest` where the largest and the least `weight` of each scale lie.
+def with_ends(values: Tensor, weight: Tensor, cells: tuple[int, ...]) -> Tensor:
+    """`values` within the range of `weight`, and where its ends lie in each scale, those themselves.
 
-    A method that measures ranges anew would find another scale if compensation had moved them inwards
-    (4 bits: in one row of a hundred), and with it round the whole row elsewhere.
+    A method that measures ranges anew would find other scales if these had moved, and other levels: in 1
+    row of 100 where the largest weight lies on a level (4 bits), in every row where it does not (S8BQAT).
+
+    Args:
+        cells: the shape of the scales, (1, 1), (out, 1) or (out, groups).
     """
-    flat = flatten_weight(weight)
-    scales = nearest.scale.shape
-    cells = flat.reshape(1, 1, -1) if scales[0] == 1 else flat.reshape(len(flat), scales[1], -1)
-    codes, kept = (one.codes.reshape(cells.shape) for one in (found, nearest))
-    codes = codes.copy()
-    for ends in (cells.argmax(-1, keepdims=True), cells.argmin(-1, keepdims=True)):
-        np.put_along_axis(codes, ends, np.take_along_axis(kept, ends, -1), -1)
-    return dataclasses.replace(found, codes=codes.reshape(flat.shape))
+    flat, given = (flatten_weight(one).clone().reshape(*cells, -1) for one in (values, weight))
+    flat = flat.clamp(given.amin(-1, keepdim=True), given.amax(-1, keepdim=True))
+    for ends in (given.argmax(-1, keepdim=True), given.argmin(-1, keepdim=True)):
+        flat.scatter_(-1, ends, given.gather(-1, ends))
+    return unflatten_weight(flat.reshape(len(weight), -1), tuple(weight.shape))

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _forward_unimplemented
+
+from subtone.models.quartznet import masked
 
 
 def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
@@ -46,18 +47,18 @@ def relative_error(given: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> 
     return torch.stack(errors).mean()
 
 
-def layers_of(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
+def matching_layers(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """Path -> the outermost modules of `network` whose path matches the glob `pattern`, in their order.
 
     A mere container (ModuleList) is never called; what it holds is looked through instead. ValueError if
     nothing matches.
 
-    >>> list(layers_of(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU()), "0*"))
+    >>> list(matching_layers(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU()), "0*"))
     ['0']
     """
     found: dict[str, nn.Module] = {}
     for path, module in network.named_modules():
-        is_called = type(module).forward is not _forward_unimplemented
+        is_called = type(module).forward is not nn.Module.forward
         is_inside = any(path.startswith(f"{outer}.") for outer in found)
         if path and is_called and not is_inside and fnmatchcase(path, pattern):
             found[path] = module
@@ -71,9 +72,10 @@ def layers_of(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
 
 @contextmanager
 def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Within it, what each of `layers` gave last, by path; of several outputs the first.
+    """Within it, what each of `layers` gave last, by path.
 
-    What comes behind a layer sees the same values without a gradient.
+    Of one that gives (features (B, C, T), lengths (B,)), as our blocks do, the features within the lengths:
+    what lies in the padding is nobody's. What comes behind a layer sees its values without a gradient.
     """
     outputs: dict[str, Tensor] = {}
     handles = [layer.register_forward_hook(partial(_cut, outputs, path)) for path, layer in layers.items()]
@@ -85,8 +87,9 @@ def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def _cut(outputs: dict[str, Tensor], path: str, layer: nn.Module, inputs: Any, output: Any) -> Any:
-    if not isinstance(output, tuple):
+    if isinstance(output, Tensor):
         outputs[path] = output
         return output.detach()
-    outputs[path] = output[0]
-    return (output[0].detach(), *output[1:])
+    features, lengths = output
+    outputs[path] = masked(features, lengths)
+    return features.detach(), lengths

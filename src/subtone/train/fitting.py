@@ -84,6 +84,17 @@ def fit(
     return Fitted(checkpoint=checkpoint, dev_errors=module.errors)
 
 
+def check_speech(
+    module: CtcModule, *, train: Sequence[Utterance], dev: Sequence[Utterance], front_end: FrontEnd
+) -> None:
+    """ValueError if `run` could not learn from `train` or be measured on `dev`, which may be empty."""
+    steps = cast(Network, module.network).frames_per_step
+    fastest = max(module.settings.speeds)
+    check_utterances("train", train, front_end, module.tokenizer, steps, fastest=fastest)
+    if dev:
+        check_utterances("dev", dev, front_end, module.tokenizer, steps, fastest=1.0)
+
+
 def run(
     folder: Path | str,
     module: CtcModule,
@@ -102,11 +113,7 @@ def run(
     """
     folder, settings = Path(folder), module.settings
     network = cast(Network, module.network)
-    check_utterances(
-        "train", train, front_end, module.tokenizer, network.frames_per_step, fastest=max(settings.speeds)
-    )
-    if dev:
-        check_utterances("dev", dev, front_end, module.tokenizer, network.frames_per_step, fastest=1.0)
+    check_speech(module, train=train, dev=dev, front_end=front_end)
     state = folder / STATE_NAME
     module.data = digest_of(train, front_end, module.tokenizer, network)
     epoch = epoch_to_resume(state, module) if state.is_file() else 0

@@ -80,7 +80,10 @@ class HfQuantize(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """The method's metrics (S8BQAT: gamma) join what the Trainer logs, in its history too."""
+        """The method's metrics (S8BQAT: gamma) join what is logged: the history, the printed line.
+
+        Loggers of `report_to` come before any callback of the user's, and do not see them.
+        """
         if not self.run.is_attached:  # Trainer.evaluate, before or after training
             return
         metrics = self.run.metrics()

@@ -21,9 +21,9 @@ from subtone.quantize.starting import start_compensated
 from subtone.quantize.weights import quantizable_weights
 from subtone.speech.data import Utterance
 from subtone.train.callbacks import Quantize
-from subtone.train.data import Batch, FeatureDataset, check_utterances, cuts_of, loader, longest_s
-from subtone.train.distillation import divergence, layers_of, outputs_of, relative_error
-from subtone.train.fitting import run
+from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
+from subtone.train.distillation import divergence, matching_layers, outputs_of, relative_error
+from subtone.train.fitting import check_speech, run
 from subtone.train.module import CtcModule
 from subtone.train.settings import TuneSettings
 
@@ -55,10 +55,11 @@ class TuneModule(CtcModule):
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings, recipe=recipe)
+        assert (teacher is None) == (not settings.distillation)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
         pattern = settings.distilled_layers
-        self._layers = layers_of(self.network, pattern) if pattern else {}
-        self._teachers_layers = layers_of(teacher, pattern) if pattern and teacher else {}
+        self._layers = matching_layers(self.network, pattern) if pattern else {}
+        self._teachers_layers = matching_layers(teacher, pattern) if pattern and teacher is not None else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One a parameter, unless all have one rate; where rates are relative, all zeros count as 1."""
@@ -127,14 +128,7 @@ def tune(
         recipe=recipe.resolved(),
     )
     method = method_of(recipe)
-    check_utterances(
-        "train",
-        train,
-        checkpoint.front_end,
-        checkpoint.tokenizer,
-        network.frames_per_step,
-        fastest=max(settings.speeds),
-    )
+    check_speech(module, train=train, dev=dev, front_end=checkpoint.front_end)
     if settings.compensation_batches:
         heard = batches_of(train, checkpoint, settings, settings.compensation_batches)
         start_compensated(network, method, ((one.features, one.lengths) for one in heard))
