@@ -22,7 +22,18 @@ from torch.fx import Node
 
 from subtone.export.passes import fold_affine, fuse_relu, rename_values
 from subtone.models.checkpoints import Quantization
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu, constants_of
+from subtone.program import (
+    MAX_FLOAT32,
+    Add,
+    Affine,
+    Clip,
+    Constant,
+    Conv1d,
+    Op,
+    Program,
+    Relu,
+    constants_of,
+)
 
 EXAMPLE_FRAMES = 64
 INPUT, OUTPUT = "features", "logits"
@@ -284,6 +295,34 @@ def _lower_relu(graph: _Graph, node: Node) -> None:
     )
 
 
+def _lower_clamp(graph: _Graph, node: Node) -> None:
+    """clamp(x, min=None, max=None) and hardtanh(x, min=-1, max=1), whose ends are numbers."""
+    first, second = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+    given = _arguments(node, **dict(zip(names, (first, second), strict=True)))
+    _emit_clip(graph, node, given[names[0]], given[names[1]])
+
+
+def _lower_relu6(graph: _Graph, node: Node) -> None:
+    _emit_clip(graph, node, 0.0, 6.0)
+
+
+def _emit_clip(graph: _Graph, node: Node, low: float | None, high: float | None) -> None:
+    """A Clip; an end that is open, or beyond float32, is float32's own."""
+    ends = -MAX_FLOAT32 if low is None else low, MAX_FLOAT32 if high is None else high
+    low, high = (float(np.float32(min(max(end, -MAX_FLOAT32), MAX_FLOAT32))) for end in ends)
+    if not low < high:
+        raise UnsupportedOperatorError(
+            f"{source_of(node)} clips to {low} and {high}, which do not ascend; it cannot be packed"
+        )
+    features = operands(node)[0]
+    graph.emit(
+        node,
+        Clip(input=graph.value(features), output=node.name, low=low, high=high, source=source_of(node)),
+        axis=graph.axis(features),
+    )
+
+
 def _lower_add(graph: _Graph, node: Node) -> None:
     left, right = operands(node)[:2]
     if not isinstance(right, Node) or node.kwargs or left not in graph.names or right not in graph.names:
@@ -320,6 +359,9 @@ LOWERINGS: dict[Any, Callable[[_Graph, Node], None]] = {
     aten._native_batch_norm_legit_no_training.default: _lower_batch_norm,
     operator.getitem: _lower_getitem,
     aten.relu.default: _lower_relu,
+    aten.relu6.default: _lower_relu6,
+    aten.clamp.default: _lower_clamp,
+    aten.hardtanh.default: _lower_clamp,
     aten.add.Tensor: _lower_add,
     aten.transpose.int: _lower_transpose,
     aten.clone.default: _lower_identity,
