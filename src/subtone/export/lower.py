@@ -194,6 +194,15 @@ class _Graph:
     def activation_bits(self, weight: str) -> int:
         return self.quantization.activation_bits.get(weight, 0) if self.quantization else 0
 
+    def clipped(self, node: Node, features: str, weight: str) -> str:
+        """The value that the product `node` multiplies: `features`, behind a Clip where one was learned."""
+        clip = self.quantization.activation_clips.get(weight) if self.quantization else None
+        if clip is None:
+            return features
+        output = f"{node.name}.clipped"
+        self.ops.append(Clip(input=features, output=output, low=-clip, high=clip, source=source_of(node)))
+        return output
+
     def _path(self, node: Node) -> str:
         if node.name not in self.paths:
             raise UnsupportedOperatorError(
@@ -225,13 +234,14 @@ def _arguments(node: Node, **defaults: Any) -> dict[str, Any]:
 def _lower_conv1d(graph: _Graph, node: Node) -> None:
     options = _arguments(node, weight=None, bias=None, stride=[1], padding=[0], dilation=[1], groups=1)
     weight = graph.weight(options["weight"])
+    features = graph.clipped(node, graph.value(operands(node)[0], channel_axis=1), weight)
     groups, channels = options["groups"], options["weight"].meta["val"].shape[1] * options["groups"]
     if groups not in (1, channels):
         raise UnsupportedOperatorError(
             f"{source_of(node)} has groups={groups}; only 1 and depthwise can be packed"
         )
     op = Conv1d(
-        input=graph.value(operands(node)[0], channel_axis=1),
+        input=features,
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
@@ -250,7 +260,7 @@ def _lower_linear(graph: _Graph, node: Node) -> None:
     options = _arguments(node, weight=None, bias=None)
     weight = graph.weight(options["weight"])
     op = Conv1d(
-        input=graph.value(operands(node)[0], channel_axis=2),
+        input=graph.clipped(node, graph.value(operands(node)[0], channel_axis=2), weight),
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
