@@ -66,6 +66,7 @@ const char* subtone_status_text(int32_t status) {
     case SUBTONE_MEMORY: return "out of memory";
     case SUBTONE_THREADS: return "the operating system starts no more threads; use fewer";
     case SUBTONE_FORKED: return "the engine was made before this process was forked; make it after";
+    case SUBTONE_RANGE: return "the ends of a clip are not finite, or do not ascend";
     default: return "a status this library does not have";
   }
 }

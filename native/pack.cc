@@ -1,5 +1,7 @@
 #include "pack.h"
 
+#include <cmath>
+
 namespace subtone {
 namespace {
 
@@ -143,6 +145,12 @@ int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed) {
       return SUBTONE_OK;
     case SUBTONE_RELU:
       packed->kernel = Kernel::kRelu;
+      return SUBTONE_OK;
+    case SUBTONE_CLIP:
+      if (!std::isfinite(op.low) || !std::isfinite(op.high) || !(op.low < op.high)) return SUBTONE_RANGE;
+      packed->low = op.low;
+      packed->high = op.high;
+      packed->kernel = Kernel::kClip;
       return SUBTONE_OK;
     default:
       return SUBTONE_VALUE;

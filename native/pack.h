@@ -41,12 +41,13 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-enum class Kernel { kMultiply, kDepthwise, kDense, kAffine, kAdd, kRelu };
+enum class Kernel { kMultiply, kDepthwise, kDense, kAffine, kAdd, kRelu, kClip };
 
 struct PackedOp {
   Kernel kernel;
   int32_t input, other, output;  // `other` is `input` where an op has only one
   bool relu;
+  float low, high;          // kClip
   Product product;          // kMultiply
   Convolution convolution;  // kDepthwise, kDense
   Finish finish;            // kAffine

@@ -119,6 +119,10 @@ struct subtone_engine {
         const auto part = subtone::split(frames_out * width, subtone::kLanes, worker, workers);
         return kernels.relu(from + part.first, part.last - part.first, to + part.first);
       }
+      case Kernel::kClip: {
+        const auto part = subtone::split(frames_out * width, subtone::kLanes, worker, workers);
+        return kernels.clip(from + part.first, part.last - part.first, op.low, op.high, to + part.first);
+      }
     }
   }
 

@@ -130,6 +130,13 @@ void relu(const float* x, int64_t count, float* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] > 0.0f ? x[i] : 0.0f;
 }
 
+void clip(const float* x, int64_t count, float low, float high, float* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = x[i] > low ? x[i] : low;
+    y[i] = value < high ? value : high;
+  }
+}
+
 }  // namespace
 
 const Kernels kernels = {

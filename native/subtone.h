@@ -19,6 +19,7 @@
  *   affine:        v = r(r(x * gain[n]) + bias[n]),  then relu
  *   add:           v = r(x + other),                 then relu
  *   relu:          v = x > 0 ? x : 0
+ *   clip:          v = x > low ? x : low;  v < high ? v : high           (NaN gives low)
  *
  * x and all constants are finite; the caller's floating-point mode is the IEEE default (no
  * flush-to-zero). Other values give unspecified numbers, never a read or write outside the buffers.
@@ -31,7 +32,7 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 1 /* raised with every change of this header */
+#define SUBTONE_ABI 2 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
@@ -50,10 +51,11 @@ typedef enum {
   SUBTONE_ISA = 5,     /* the instruction set is unknown or absent on this machine */
   SUBTONE_MEMORY = 6,  /* out of memory */
   SUBTONE_THREADS = 7, /* the operating system starts no more threads */
-  SUBTONE_FORKED = 8   /* the engine was made before this process was forked */
+  SUBTONE_FORKED = 8,  /* the engine was made before this process was forked */
+  SUBTONE_RANGE = 9    /* the ends of a clip are not finite, or do not ascend */
 } subtone_status;
 
-typedef enum { SUBTONE_CONV1D = 0, SUBTONE_AFFINE = 1, SUBTONE_ADD = 2, SUBTONE_RELU = 3 } subtone_kind;
+typedef enum { SUBTONE_CONV1D = 0, SUBTONE_AFFINE = 1, SUBTONE_ADD = 2, SUBTONE_RELU = 3, SUBTONE_CLIP = 4 } subtone_kind;
 
 /* One op. Pointers are read during subtone_append only. Widths are those of its values. */
 typedef struct {
@@ -63,6 +65,7 @@ typedef struct {
   int32_t activation_bits;      /* conv1d: 0, or 2..8 */
   int64_t kernel, stride, dilation, padding, groups;
   int64_t scale_groups;    /* integer product: columns of scale and zero_point; divides the inputs */
+  float low, high;         /* clip */
   const float* weight;     /* float product: (out, in / groups, kernel) */
   const uint8_t* codes;    /* integer product: (out, in) */
   const int8_t* levels;    /* integer product: 256 levels, indexed by a code */

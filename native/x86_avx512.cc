@@ -385,6 +385,16 @@ void relu(const float* x, int64_t count, float* y) {
   }
 }
 
+// Both give their second operand where the operands are equal or one is NaN, as the contract has it.
+void clip(const float* x, int64_t count, float low, float high, float* y) {
+  const floats lowest = _mm512_set1_ps(low), highest = _mm512_set1_ps(high);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const __mmask16 mask = lanes(count - i);
+    const floats value = _mm512_max_ps(_mm512_maskz_loadu_ps(mask, x + i), lowest);
+    _mm512_mask_storeu_ps(y + i, mask, _mm512_min_ps(value, highest));
+  }
+}
+
 }  // namespace
 
 const Kernels kernels = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import typing
 from pathlib import Path
@@ -23,6 +24,7 @@ from subtone.program import (
     OPS,
     Add,
     Affine,
+    Clip,
     Conv1d,
     Program,
     Relu,
@@ -40,6 +42,10 @@ def weight_of(*shape: int) -> np.ndarray:
 
 def conv(**fields) -> Conv1d:
     return Conv1d(**{"input": "x", "output": "y", "weight": "w", **fields})
+
+
+def clip(**fields) -> Clip:
+    return Clip(**{"input": "x", "output": "y", "low": -1.0, "high": 1.0, **fields})
 
 
 def frames_by_loop(frames: int, *, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -77,7 +83,8 @@ def test_shapes_follow_every_kind_of_operation():
         Affine(input="b", output="c", gain="g", bias="g"),
         Add(left="a", right="c", output="d"),
         Relu(input="d", output="e"),
-        conv(input="e", weight="head"),
+        Clip(input="e", output="f", low=0.0, high=6.0),
+        conv(input="f", weight="head"),
     )
     constants = {
         "wide": weight_of(6, 4, 3),
@@ -87,7 +94,7 @@ def test_shapes_follow_every_kind_of_operation():
     }
     program = program_of(*ops, width_in=4, width_out=3)
     assert program.shapes(11, constants) == {
-        "x": (11, 4), "a": (6, 6), "b": (6, 6), "c": (6, 6), "d": (6, 6), "e": (6, 6), "y": (6, 3),
+        "x": (11, 4), "a": (6, 6), "b": (6, 6), "c": (6, 6), "d": (6, 6), "e": (6, 6), "f": (6, 6), "y": (6, 3),
     }  # fmt: skip
     assert {shape[0] for name, shape in program.shapes(0, constants).items() if name != "x"} == {0}
 
@@ -211,6 +218,12 @@ Y = "op 0 (conv1d of y)"
             "op 0 (affine of y) needs bias of (4,), short does not fit",
         ),
         (Relu(input="x", output="z"), "no op writes the output y"),
+        (clip(low=1.0, high=1.0), "op 0 (clip of y) has low=1.0 and high=1.0; they must ascend"),
+        (clip(low=2.0), "op 0 (clip of y) has low=2.0 and high=1.0; they must ascend"),
+        (clip(high=math.inf), "op 0 (clip of y) has high=inf; use a finite value of float32"),
+        (clip(low=math.nan), "op 0 (clip of y) has low=nan; use a finite value of float32"),
+        (clip(high=1e39), "op 0 (clip of y) has high=1e+39; use a finite value of float32"),
+        (clip(low=-0.1), "op 0 (clip of y) has low=-0.1; use a finite value of float32"),
     ],
 )
 def test_an_operation_that_does_not_fit_is_refused_and_named(op, complaint):
@@ -288,7 +301,7 @@ def test_a_program_comes_back_from_json(seed, num_ops):
 
 @pytest.mark.parametrize("kind", OPS)
 def test_every_field_comes_back_from_json(kind):
-    unlike = {str: "other", int: 7, bool: True}
+    unlike = {str: "other", int: 7, bool: True, float: 7.5}
     fields = {name: unlike[of_type] for name, of_type in typing.get_type_hints(OPS[kind]).items()}
     op = OPS[kind](**fields)
     program = program_of(op, width_in=1, width_out=1)
@@ -330,6 +343,8 @@ CONV = {"op": "conv1d", "input": "x", "output": "y", "weight": "w"}
         ({"op": "conv1d", "output": "y"}, "conv1d lacks ['input', 'weight']"),
         ({"op": "add", "left": "x", "output": "y"}, "add lacks ['right']"),
         ({"op": "relu"}, "relu lacks ['input', 'output']"),
+        ({"op": "clip", "input": "x", "output": "y", "low": 0.0}, "clip lacks ['high']"),
+        ({"op": "clip", "input": "x", "output": "y", "low": 0, "high": 6.0}, "clip.low=0 is not float"),
     ],
 )
 def test_an_operation_that_json_gets_wrong_is_refused(entry, complaint):

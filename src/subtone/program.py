@@ -12,6 +12,7 @@ export/lower.py; what a packed file says in JSON are these fields.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 
@@ -26,6 +27,7 @@ MAX_SIZE = 2**24
 """Of a width, kernel, stride, dilation, padding; native/subtone.h has the same limits."""
 MAX_FRAMES = 2**31
 """Of one value."""
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_INTEGER_INPUTS = 2**16 - 1
 """Of a product in int32: 128 * 127 * 65535 < 2**30."""
 
@@ -93,8 +95,22 @@ class Relu:
     source: str = ""
 
 
-Op = Conv1d | Affine | Add | Relu
-OPS: dict[str, type] = {"conv1d": Conv1d, "affine": Affine, "add": Add, "relu": Relu}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """`y = min(max(x, low), high)`: a hardtanh, a ReLU6, or a learned clip in front of a product.
+
+    `low < high`, both finite and values of float32, which is what they are compared in.
+    """
+
+    input: str
+    output: str
+    low: float
+    high: float
+    source: str = ""
+
+
+Op = Conv1d | Affine | Add | Relu | Clip
+OPS: dict[str, type] = {"conv1d": Conv1d, "affine": Affine, "add": Add, "relu": Relu, "clip": Clip}
 KINDS = {kind: name for name, kind in OPS.items()}
 REQUIRED_ROLES: dict[type, tuple[str, ...]] = {Conv1d: ("weight",), Affine: ("gain", "bias")}
 """Constants that an operation cannot do without."""
@@ -201,6 +217,10 @@ def _shape_out(
         _require(left == right, f"{where} adds {left} and {right} (frames, width)")
         return left
     frames, width = shapes[op.input]
+    if isinstance(op, Clip):
+        for field, end in (("low", op.low), ("high", op.high)):
+            _require(_is_float32(end), f"{where} has {field}={end}; use a finite value of float32")
+        _require(op.low < op.high, f"{where} has low={op.low} and high={op.high}; they must ascend")
     if isinstance(op, Conv1d):
         weight = constants[op.weight]
         _require(
@@ -243,6 +263,11 @@ def _shape_out(
                 f"{where} needs {role} of {(width,)}, {name} does not fit",
             )
     return frames, width
+
+
+def _is_float32(value: float) -> bool:
+    """Whether `value` is finite and float32 holds it exactly."""
+    return math.isfinite(value) and abs(value) <= MAX_FLOAT32 and float(np.float32(value)) == value
 
 
 def _op_to_json(op: Op) -> dict:

@@ -13,7 +13,7 @@ from subtone.export.lower import UnsupportedOperatorError, lower
 from subtone.models.checkpoints import Quantization
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import asymmetric_grid, symmetric_grid
-from subtone.program import Add, Affine, Constant, Conv1d, Program
+from subtone.program import MAX_FLOAT32, Add, Affine, Clip, Constant, Conv1d, Program
 from subtone.qtensor import QTensor
 from subtone.runtime.ops import DEFINITIONS
 
@@ -303,3 +303,44 @@ def test_a_weight_that_the_network_does_not_use_is_refused() -> None:
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="call eval"):
         lowered(quartznet().train())
+
+
+@pytest.mark.parametrize(
+    ("operator", "ends"),
+    [
+        (nn.ReLU6(), (0.0, 6.0)),
+        (nn.Hardtanh(), (-1.0, 1.0)),
+        (nn.Hardtanh(-2, 0.1, inplace=True), (-2.0, float(np.float32(0.1)))),
+        (lambda x: x.clamp(-0.5, 0.25), (-0.5, 0.25)),
+        (lambda x: x.clamp(min=-1), (-1.0, MAX_FLOAT32)),
+        (lambda x: torch.clamp(x, max=0.5), (-MAX_FLOAT32, 0.5)),
+        (lambda x: x.clamp(-float("inf"), 1e39), (-MAX_FLOAT32, MAX_FLOAT32)),
+    ],
+    ids=["relu6", "hardtanh", "inplace", "clamp", "clamp from below", "clamp from above", "open ends"],
+)
+def test_clamps_become_clips_and_clip_as_torch_does(operator, ends) -> None:
+    torch.manual_seed(0)
+    network = Toy(WithOperator(operator)).eval()
+    program, constants = lowered(network)
+    assert [type(op) for op in program.ops] == [Conv1d, Clip]
+    assert (program.ops[1].low, program.ops[1].high) == ends
+    features = sound(50, width=4) * 10
+    ours, theirs = run(program, constants, features), in_torch(network, features)
+    # 4 products and a bias below 40 each.
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=6 * EPSILON * 40)
+    assert Program.from_json(program.to_json()) == program
+
+
+def test_a_clamp_whose_ends_do_not_ascend_is_refused() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"body clips to 1.0 and 1.0, which do not ascend"):
+        lowered(Toy(WithOperator(lambda x: x.clamp(1, 1))).eval())
+
+
+def test_a_batch_norm_joins_its_convolution_in_front_of_a_clip() -> None:
+    network = Toy(nn.Sequential(nn.Conv1d(4, 3, 1), nn.BatchNorm1d(3), nn.ReLU6(), Transposed())).eval()
+    assert [type(op) for op in lowered(network)[0].ops] == [Conv1d, Clip]
+
+
+class Transposed(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.transpose(1, 2)

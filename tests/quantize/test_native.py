@@ -399,6 +399,7 @@ def test_every_row_of_the_papers_table_has_its_recipe():
         "i8wa": (8, 8),
         "i4wi8a": (4, 8),
         "i4wa": (4, 4),
+        "i4wa-pact": (4, 4),
         "fakei4w": (4, None),
         "i4w-first": (8, None),
     }

@@ -80,6 +80,20 @@ def float_convolution(features: np.ndarray, weight: np.ndarray, op: Conv1d) -> n
     return result
 
 
+def clip(values: np.ndarray, low: np.float32, high: np.float32) -> np.ndarray:
+    """One value at a time: what is not above `low` is `low`, what is then not below `high` is `high`."""
+    result = np.empty_like(values)
+    for t in range(values.shape[0]):
+        for n in range(values.shape[1]):
+            value = values[t, n]
+            if not value > low:
+                value = low
+            if not value < high:
+                value = high
+            result[t, n] = value
+    return result
+
+
 def finish(values: np.ndarray, gain: np.ndarray | None, bias: np.ndarray | None, *, relu: bool) -> np.ndarray:
     """Times gain, plus bias, then ReLU: one value at a time, each step rounded."""
     result = np.empty_like(values)

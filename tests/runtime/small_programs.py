@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from subtone import numerics
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu
+from subtone.program import Add, Affine, Clip, Constant, Conv1d, Op, Program, Relu
 from subtone.qtensor import QTensor
 
 GRIDS = ("tensor", "symmetric", "asymmetric", "group", "codebook")
@@ -64,7 +64,7 @@ def random_program(rng: np.random.Generator, num_ops: int) -> tuple[Program, dic
         width, length = shapes[input]
         twins = [name for name, shape in shapes.items() if shape == shapes[input]]
         relu = bool(rng.random() < 0.5)
-        kind = rng.choice(["product", "depthwise", "dense", "affine", "add", "relu"])
+        kind = rng.choice(["product", "depthwise", "dense", "affine", "add", "relu", "clip"])
         new_width = int(rng.integers(1, 80)) if kind in ("product", "dense") else width
         weight, gain, bias = f"{output}.w", f"{output}.g", f"{output}.b"
         if kind in ("product", "depthwise", "dense"):
@@ -93,6 +93,9 @@ def random_program(rng: np.random.Generator, num_ops: int) -> tuple[Program, dic
             op = Affine(input=input, output=output, gain=gain, bias=bias, relu=relu)
         elif kind == "add":
             op = Add(left=input, right=str(rng.choice(twins)), output=output, relu=relu)
+        elif kind == "clip":
+            low, high = np.sort(rng.normal(0, 2, 2).astype(np.float32)).tolist()
+            op = Clip(input=input, output=output, low=low, high=high)
         else:
             op = Relu(input=input, output=output)
         for name in (gain, bias):

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from subtone.runtime import engine as engine_module
 from subtone.runtime import library as native
 from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas, load_engine
 
-NULL, SIZE, VALUE, PLAN, ISA = 1, 2, 3, 4, 5  # subtone_status of native/subtone.h
+NULL, SIZE, VALUE, PLAN, ISA, RANGE = 1, 2, 3, 4, 5, 9  # subtone_status of native/subtone.h
 needs_library = pytest.mark.skipif(not available_isas(), reason="the native library was not built")
 RELU = program_of(Relu(input="x", output="y"), width_in=3, width_out=3)
 ENGINES = [NumpyEngine, pytest.param(NativeEngine, marks=needs_library)]
@@ -310,6 +311,11 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
         ({"activation_bits": 8, "zero_point": None}, NULL),
         ({"kind": 1, "gain": None}, NULL),
         ({"kind": 1, "bias": None}, NULL),
+        ({"kind": 4, "low": 1.0, "high": 1.0}, RANGE),
+        ({"kind": 4, "low": -1.0, "high": float("nan")}, RANGE),
+        ({"kind": 4, "low": -math.inf, "high": 1.0}, RANGE),
+        ({"kind": 4, "low": 0.0, "high": math.inf}, RANGE),
+        ({"kind": 5}, VALUE),
     ],
 )
 def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller, fields, status):
@@ -384,8 +390,8 @@ def test_an_arena_larger_than_any_memory_is_a_memory_error(caller):
 
 
 def test_every_status_has_words(caller):
-    texts = [caller.library.subtone_status_text(status).decode() for status in range(10)]
-    assert len(set(texts)) == 10
-    assert texts[9] == "a status this library does not have"
+    texts = [caller.library.subtone_status_text(status).decode() for status in range(11)]
+    assert len(set(texts)) == 11
+    assert texts[10] == "a status this library does not have"
     with pytest.raises(RuntimeError, match=r"running: .* \(status 4\)"):
         native.require_ok(caller.library, PLAN, "running")

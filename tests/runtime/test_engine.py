@@ -17,7 +17,7 @@ from tests.runtime.small_programs import (
     random_program,
 )
 
-from subtone.program import Conv1d
+from subtone.program import Add, Affine, Clip, Conv1d
 from subtone.qtensor import QTensor
 from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas
 
@@ -144,6 +144,39 @@ def test_dense_convolutions_of_every_panel_width_are_equal(isa, outputs):
     op = Conv1d(input="x", output="y", weight="w", kernel=5, padding=2)
     program = program_of(op, width_in=3, width_out=outputs)
     assert_native_equals_numpy(program, constants, isa, LENGTHS)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0.0, 6.0), (-3.0, -0.0)])
+def test_clips_of_every_length_are_equal_down_to_the_sign_of_zero(isa, low, high):
+    for width in EDGES:
+        op = Clip(input="x", output="y", low=low, high=high)
+        program = program_of(op, width_in=width, width_out=width)
+        assert_native_equals_numpy(program, {}, isa, LENGTHS, threads=(1, 3))
+        ends = np.resize(np.float32([low, high, 0.0, -0.0]), (2, width))
+        expected = NumpyEngine(program, {}).run(ends)
+        got = NativeEngine(program, {}, isa=isa).run(ends)
+        assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_clip_brings_infinity_to_its_ends_and_no_number_to_the_lower_one(isa):
+    """Neither enters a program, but both may arise within one."""
+    huge = np.full(3, 3e38, np.float32)
+    constants = {"up": huge, "down": -huge, "b": np.zeros(3, np.float32)}
+    ops = (
+        Affine(input="x", output="inf", gain="up", bias="b"),
+        Affine(input="x", output="-inf", gain="down", bias="b"),
+        Add(left="inf", right="-inf", output="nan"),
+        Clip(input="inf", output="a", low=-1.0, high=2.0),
+        Clip(input="nan", output="c", low=-1.0, high=2.0),
+        Add(left="a", right="c", output="y"),
+    )
+    program = program_of(*ops, width_in=3, width_out=3)
+    features = np.array([[2.0, -2.0, 0.0]], np.float32)
+    with np.errstate(all="ignore"):
+        assert NumpyEngine(program, constants).run(features).tolist() == [[1.0, -2.0, 0.0]]
+    assert NativeEngine(program, constants, isa=isa).run(features).tolist() == [[1.0, -2.0, 0.0]]
 
 
 @pytest.mark.parametrize("isa", ISAS)

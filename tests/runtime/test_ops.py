@@ -7,7 +7,7 @@ import pytest
 from tests.reference import runtime_ops as reference
 from tests.runtime.small_programs import GRIDS, features_of, packed_weight
 
-from subtone.program import Add, Affine, Conv1d, Relu
+from subtone.program import Add, Affine, Clip, Conv1d, Relu
 from subtone.qtensor import QTensor
 from subtone.runtime import ops
 
@@ -113,3 +113,21 @@ def test_relu_turns_negative_zero_into_zero():
     values = {"x": np.array([[-1.0, -0.0, 0.0, 2.0]], np.float32)}
     got = ops.relu(Relu(input="x", output="y"), values, {})
     assert_same_bits(got, np.array([[0.0, 0.0, 0.0, 2.0]], np.float32))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0.0, 6.0), (-3.0, -0.0), (-0.0, 1e-40)])
+def test_a_clip_is_the_loop_of_the_reference(low, high):
+    features = features_of(np.random.default_rng(8), 9, 7)
+    features[0, :5] = np.float32([low, high, 0.0, -0.0, 1e-41])
+    low, high = (float(np.float32(end)) for end in (low, high))
+    got = ops.clip(Clip(input="x", output="y", low=low, high=high), {"x": features}, {})
+    assert_same_bits(got, reference.clip(features, np.float32(low), np.float32(high)))
+    assert low <= got.min() <= got.max() <= high
+
+
+def test_a_clip_of_two_zeros_takes_the_ends_sign_and_of_no_number_its_lower_end():
+    values = {"x": np.array([[-0.0, 0.0, np.nan, np.inf, -np.inf]], np.float32)}
+    got = ops.clip(Clip(input="x", output="y", low=0.0, high=2.0), values, {})
+    assert_same_bits(got, np.array([[0.0, 0.0, 0.0, 2.0, 0.0]], np.float32))
+    got = ops.clip(Clip(input="x", output="y", low=-1.0, high=-0.0), values, {})
+    assert_same_bits(got, np.array([[-0.0, -0.0, -1.0, -0.0, -1.0]], np.float32))

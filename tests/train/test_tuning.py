@@ -33,6 +33,7 @@ from subtone.train.tuning import TuneModule, batches_of, recalibrate
 TRAINING = {"steps": 6, "batch_s": 10.0, "epoch_s": 15.0, "learning_rate": 1e-3}
 FLOAT = {"method": "linear", "rules": [{"keep_float": True}]}
 NATIVE = {"method": "native", "rules": [{"bits": 4, "activations": "dynamic"}]}
+PACT = {"method": "native", "rules": [{"bits": 4, "activations": "dynamic", "activation_clip": "pact"}]}
 WEIGHTS_ONLY = {"method": "native", "rules": [{"bits": 4}]}
 S8BQAT = {
     "method": "s8bqat",
@@ -211,11 +212,12 @@ def test_another_starting_point_does_not_resume_a_run(checkpoint, utterances, tm
         tune(tmp_path, other, recipe, train=utterances)
 
 
-@pytest.mark.parametrize("document", [NATIVE, WEIGHTS_ONLY], ids=["dynamic", "weights-only"])
+@pytest.mark.parametrize("document", [NATIVE, PACT, WEIGHTS_ONLY], ids=["dynamic", "clipped", "weights-only"])
 def test_what_is_frozen_is_packed_and_hears_the_same(document, checkpoint, utterances, tmp_path):
     recipe = recipe_of(document, recalibration_batches=2, masks=1, steps=2)
     tuned = tune(tmp_path / "run", checkpoint, recipe, train=utterances).checkpoint
     write_packed(tmp_path / "t.subtone", package(tuned, name="t"))
+    assert bool(tuned.quantization.activation_clips) == (document is PACT)
     packed, in_torch = Session.load(tmp_path / "t.subtone").recognizer, simulated(tuned).recognizer()
     products = [one for one in tuned.network.modules() if isinstance(one, nn.Conv1d)]
     terms = max(one.weight[0].numel() for one in products)

@@ -22,7 +22,18 @@ from torch.fx import Node
 
 from subtone.export.passes import fold_affine, fuse_relu, rename_values
 from subtone.models.checkpoints import Quantization
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Program, Relu, constants_of
+from subtone.program import (
+    MAX_FLOAT32,
+    Add,
+    Affine,
+    Clip,
+    Constant,
+    Conv1d,
+    Op,
+    Program,
+    Relu,
+    constants_of,
+)
 
 EXAMPLE_FRAMES = 64
 INPUT, OUTPUT = "features", "logits"
@@ -183,6 +194,15 @@ class _Graph:
     def activation_bits(self, weight: str) -> int:
         return self.quantization.activation_bits.get(weight, 0) if self.quantization else 0
 
+    def clipped(self, node: Node, features: str, weight: str) -> str:
+        """The value that the product `node` multiplies: `features`, behind a Clip where one was learned."""
+        clip = self.quantization.activation_clips.get(weight) if self.quantization else None
+        if clip is None:
+            return features
+        output = f"{node.name}.clipped"
+        self.ops.append(Clip(input=features, output=output, low=-clip, high=clip, source=source_of(node)))
+        return output
+
     def _path(self, node: Node) -> str:
         if node.name not in self.paths:
             raise UnsupportedOperatorError(
@@ -214,13 +234,14 @@ def _arguments(node: Node, **defaults: Any) -> dict[str, Any]:
 def _lower_conv1d(graph: _Graph, node: Node) -> None:
     options = _arguments(node, weight=None, bias=None, stride=[1], padding=[0], dilation=[1], groups=1)
     weight = graph.weight(options["weight"])
+    features = graph.clipped(node, graph.value(operands(node)[0], channel_axis=1), weight)
     groups, channels = options["groups"], options["weight"].meta["val"].shape[1] * options["groups"]
     if groups not in (1, channels):
         raise UnsupportedOperatorError(
             f"{source_of(node)} has groups={groups}; only 1 and depthwise can be packed"
         )
     op = Conv1d(
-        input=graph.value(operands(node)[0], channel_axis=1),
+        input=features,
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
@@ -239,7 +260,7 @@ def _lower_linear(graph: _Graph, node: Node) -> None:
     options = _arguments(node, weight=None, bias=None)
     weight = graph.weight(options["weight"])
     op = Conv1d(
-        input=graph.value(operands(node)[0], channel_axis=2),
+        input=graph.clipped(node, graph.value(operands(node)[0], channel_axis=2), weight),
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
@@ -284,6 +305,34 @@ def _lower_relu(graph: _Graph, node: Node) -> None:
     )
 
 
+def _lower_clamp(graph: _Graph, node: Node) -> None:
+    """clamp(x, min=None, max=None) and hardtanh(x, min=-1, max=1), whose ends are numbers."""
+    first, second = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+    given = _arguments(node, **dict(zip(names, (first, second), strict=True)))
+    _emit_clip(graph, node, given[names[0]], given[names[1]])
+
+
+def _lower_relu6(graph: _Graph, node: Node) -> None:
+    _emit_clip(graph, node, 0.0, 6.0)
+
+
+def _emit_clip(graph: _Graph, node: Node, low: float | None, high: float | None) -> None:
+    """A Clip; an end that is open, or beyond float32, is float32's own."""
+    ends = -MAX_FLOAT32 if low is None else low, MAX_FLOAT32 if high is None else high
+    low, high = (float(np.float32(min(max(end, -MAX_FLOAT32), MAX_FLOAT32))) for end in ends)
+    if not low < high:
+        raise UnsupportedOperatorError(
+            f"{source_of(node)} clips to {low} and {high}, which do not ascend; it cannot be packed"
+        )
+    features = operands(node)[0]
+    graph.emit(
+        node,
+        Clip(input=graph.value(features), output=node.name, low=low, high=high, source=source_of(node)),
+        axis=graph.axis(features),
+    )
+
+
 def _lower_add(graph: _Graph, node: Node) -> None:
     left, right = operands(node)[:2]
     if not isinstance(right, Node) or node.kwargs or left not in graph.names or right not in graph.names:
@@ -320,6 +369,9 @@ LOWERINGS: dict[Any, Callable[[_Graph, Node], None]] = {
     aten._native_batch_norm_legit_no_training.default: _lower_batch_norm,
     operator.getitem: _lower_getitem,
     aten.relu.default: _lower_relu,
+    aten.relu6.default: _lower_relu6,
+    aten.clamp.default: _lower_clamp,
+    aten.hardtanh.default: _lower_clamp,
     aten.add.Tensor: _lower_add,
     aten.transpose.int: _lower_transpose,
     aten.clone.default: _lower_identity,

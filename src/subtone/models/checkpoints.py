@@ -39,6 +39,8 @@ class Quantization:
     * `bias_shifts`: parameter path -> float32 (out,), added to what that weight's product gives,
       before the BatchNorm behind it.
     * `activation_bits`: parameter path -> bits of the dynamic activations it meets; 0 is float.
+    * `activation_clips`: parameter path -> the magnitude at which these activations are clipped before
+      they are rounded, a value of float32 above 0; absent where nothing is clipped.
     * `recipe`: the resolved recipe.
     """
 
@@ -46,6 +48,14 @@ class Quantization:
     activation_bits: Mapping[str, int]
     bias_shifts: Mapping[str, NDArray[np.float32]]
     recipe: Mapping[str, Any]
+    activation_clips: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path, clip in self.activation_clips.items():
+            if not self.activation_bits.get(path):
+                raise ValueError(f"activation_clips has {path}, whose activations are float; remove it")
+            if not 0 < clip <= np.finfo(np.float32).max or float(np.float32(clip)) != clip:
+                raise ValueError(f"activation_clips has {clip} for {path}; use a value of float32 above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,12 +199,13 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _describe(name: str, quantization: Quantization) -> dict[str, Any]:
-    weight = quantization.weights[name]
+    weight, clip = quantization.weights[name], quantization.activation_clips.get(name)
     return {
         "shape": list(weight.shape),
         "bits": weight.bits,
         "num_levels": weight.num_levels,
         "activation_bits": quantization.activation_bits[name],
+        **({} if clip is None else {"activation_clip": clip}),
     }
 
 
@@ -207,7 +218,7 @@ def _take_quantization(document: Mapping[str, Any], state: dict[str, torch.Tenso
     """The quantization in `document`, its parts taken out of `state`."""
     if "quantized" not in document:
         return None
-    weights, shifts, activation_bits = {}, {}, {}
+    weights, shifts, activation_bits, clips = {}, {}, {}, {}
     for name, entry in document["quantized"].items():
         parts = {part: state.pop(f"{name}.{part}").numpy() for part in ("codes", "scale", "zero_point")}
         codebook = state.pop(f"{name}.codebook", None)
@@ -222,6 +233,12 @@ def _take_quantization(document: Mapping[str, Any], state: dict[str, torch.Tenso
         activation_bits[name] = entry["activation_bits"]
         if shift is not None:
             shifts[name] = shift.numpy()
+        if "activation_clip" in entry:
+            clips[name] = entry["activation_clip"]
     return Quantization(
-        weights=weights, activation_bits=activation_bits, bias_shifts=shifts, recipe=document["recipe"]
+        weights=weights,
+        activation_bits=activation_bits,
+        bias_shifts=shifts,
+        activation_clips=clips,
+        recipe=document["recipe"],
     )

@@ -34,6 +34,10 @@ def quantize_checkpoint(
         progress: called with (done, total) after each of them.
     """
     checkpoint.require_float()
+    if any(rule.settings.activation_clip for rule in recipe.rules):
+        raise ValueError(
+            f"recipe {recipe.name}: activation_clip='pact' is learned in training; give --train, or remove it"
+        )
     method = method_of(recipe.model_copy(update={"training": {}}))
     if isinstance(method, TrainingMethod):
         warnings.warn(

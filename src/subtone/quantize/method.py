@@ -38,6 +38,8 @@ class Method(abc.ABC):
     """
 
     Options: ClassVar[type[pydantic.BaseModel]] = NoOptions
+    learns_clips: ClassVar[bool] = False
+    """Whether training by the method finds where activations are clipped."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -45,6 +47,12 @@ class Method(abc.ABC):
             self.options = self.Options.model_validate(recipe.options)
         except pydantic.ValidationError as error:
             raise ValueError(f"recipe {recipe.name}: options: {one_line(error, (self.Options,))}") from error
+        for index, rule in enumerate(recipe.rules):
+            if rule.settings.activation_clip and not self.learns_clips:
+                raise ValueError(
+                    f"recipe {recipe.name}: rules[{index}]: activation_clip={rule.settings.activation_clip!r} is "
+                    "learned in training by method native; use that, or remove activation_clip"
+                )
 
     @abc.abstractmethod
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
@@ -52,6 +60,10 @@ class Method(abc.ABC):
 
         `calibration`: real features, for recipes that need to see what goes into a layer.
         """
+
+    def stored(self, model: nn.Module) -> Mapping[str, QTensor]:
+        """The weights as `freeze` would store them now, whatever else is still to be learned."""
+        return self.freeze(model).weights
 
     def quantized(self, model: nn.Module) -> tuple[dict[str, Settings], dict[str, Weight]]:
         """Parameter path -> what the recipe says of it, and the weight: of all that are not to stay float."""
@@ -66,6 +78,7 @@ class Method(abc.ABC):
         weights: Mapping[str, Weight],
         *,
         bias_shifts: Mapping[str, NDArray[np.float32]] | None = None,
+        activation_clips: Mapping[str, float] | None = None,
     ) -> Quantization:
         """What `freeze` returns: `stored`, each with the activations that `settings` want for its kind."""
         return Quantization(
@@ -74,6 +87,7 @@ class Method(abc.ABC):
                 path: of.activation_bits_for(weights[path].kind) for path, of in settings.items()
             },
             bias_shifts=bias_shifts or {},
+            activation_clips=activation_clips or {},
             recipe=self.recipe.resolved(),
         )
 

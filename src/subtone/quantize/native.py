@@ -12,6 +12,9 @@ Ours differs from the text in three places (docs/equations.md): "casting it to i
 maximum of an activation is that of a frame, so that a stream and a whole utterance agree; a kernel
 that spans frames keeps float activations.
 
+A rule with `activation_clip = "pact"` clips what comes in before it is rounded, at a magnitude that is
+learned for each product (pact.py).
+
 An LSTM is computed by subtone's own recurrence meanwhile (lstm.py). `nn.MultiheadAttention` computes
 inside torch, where no hook reaches the activations: its weights are trained like any other, but its
 activations must be "float", and a rule that says otherwise is refused rather than trained as something
@@ -22,23 +25,26 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import pydantic
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
 from subtone.models.checkpoints import Quantization
+from subtone.qtensor import QTensor
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
 from subtone.quantize.integer import autocast_type, integer_product
 from subtone.quantize.linear import quantize_weights
 from subtone.quantize.lstm import Product, QuantizedLstm
 from subtone.quantize.method import Batch, TrainingMethod
+from subtone.quantize.pact import LearnedClip, take_step
 from subtone.quantize.parametrization import Parametrized
 from subtone.quantize.rules import STRICT, Recipe, Settings
-from subtone.quantize.weights import PER_FRAME_KINDS, holders_of, weight_kind
+from subtone.quantize.weights import PER_FRAME_KINDS, Weight, holders_of, weight_kind
 
 
 class NativeOptions(pydantic.BaseModel):
@@ -50,12 +56,18 @@ class NativeOptions(pydantic.BaseModel):
     * `largest_trained_bits`: weights of more bits are left alone, activations included, until the
       freeze rounds them: with 4, the paper's Table 2, "int4 QAT to the listed layers and int8 PTQ for
       the remaining layers".
+    * `clip_learning_rate`, `clip_decay`: of clips that are learned. Each step moves the logarithm of a
+      clip by minus `clip_learning_rate * (clip * its gradient + clip_decay)`, a tenth at most, so that
+      both hold for activations of any unit; the gradient is that of the loss as it is given, best a
+      mean. With the defaults a clip that the loss does not depend on halves in 231 steps.
     """
 
     model_config = STRICT
 
     forward: Literal["integer", "fake"] = "integer"
     largest_trained_bits: int = pydantic.Field(default=8, ge=2, le=8)
+    clip_learning_rate: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
+    clip_decay: float = pydantic.Field(default=0.003, ge=0, allow_inf_nan=False)
 
 
 class Native(TrainingMethod):
@@ -68,13 +80,18 @@ class Native(TrainingMethod):
     """
 
     Options = NativeOptions
+    learns_clips = True
     options: NativeOptions
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         for index, rule in enumerate(recipe.rules):
             if not rule.settings.keep_float:
-                _check_settings(rule.settings, where=f"recipe {recipe.name}: rules[{index}]")
+                where = f"recipe {recipe.name}: rules[{index}]"
+                _check_settings(rule.settings, where=where)
+                self._check_clip(rule.settings, where=where)
+        self._clips: dict[str, LearnedClip] = {}
+        """Parameter path -> the clip in front of its products; of the last training, after `detach`."""
         self._parametrized: Parametrized | None = None
         self._handles: list[RemovableHandle] = []
         self._replaced: list[nn.Module] = []
@@ -93,6 +110,7 @@ class Native(TrainingMethod):
             if self._is_trained(of)
         }
         self._parametrized = Parametrized(model, self.weights, functions)
+        self._clips = {path: LearnedClip() for path in self._clipped(self.settings, self.weights)}
         for module, of_module in products.items():
             self._quantize_activations(module, of_module)
 
@@ -107,15 +125,64 @@ class Native(TrainingMethod):
         self._parametrized, self._handles, self._replaced = None, [], []
         super().detach()
 
+    def after_step(self, step: int) -> None:
+        """Move the clips by the gradients that the step's backward passes have left."""
+        if self._clips:
+            of, device = self.options, self.weights[next(iter(self._clips))].parameter.device
+            take_step(
+                list(self._clips.values()),
+                learning_rate=of.clip_learning_rate,
+                decay=of.clip_decay,
+                device=device,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clips that have begun."""
+        if not self._clips:
+            return {}
+        return {"clips": {path: clip.alpha for path, clip in self._clips.items() if clip.is_started}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for path, alpha in state.get("clips", {}).items():
+            self._clips[path].start(alpha)
+
+    def stored(self, model: nn.Module) -> Mapping[str, QTensor]:
+        """Every weight rounded as its rule says."""
+        settings, weights = self._quantized(model)
+        return quantize_weights(weights, settings)
+
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
         """Every weight rounded as its rule says; while attached, those of the attached model.
 
-        `calibration` is not read: no scale comes from data.
+        `calibration` is not read: no scale comes from data. ValueError if a clip has not been learned.
         """
-        settings, weights = self.settings, self.weights
-        if not weights:
-            settings, weights = self.quantized(model)
-        return self.quantization(quantize_weights(weights, settings), settings, weights)
+        settings, weights = self._quantized(model)
+        clips: dict[str, float] = {}
+        for path in self._clipped(settings, weights):
+            alpha = self._clips[path].alpha if path in self._clips else None
+            if alpha is None:
+                raise ValueError(
+                    f"recipe {self.recipe.name}: activation_clip='pact' of {path} has not been learned; train "
+                    "before the freeze, or remove it"
+                )
+            clips[path] = alpha
+        return self.quantization(
+            quantize_weights(weights, settings), settings, weights, activation_clips=clips
+        )
+
+    def _quantized(self, model: nn.Module) -> tuple[dict[str, Settings], dict[str, Weight]]:
+        return (self.settings, self.weights) if self.weights else self.quantized(model)
+
+    def _clipped(self, settings: Mapping[str, Settings], weights: Mapping[str, Weight]) -> list[str]:
+        """The weights in front of whose products activations are clipped."""
+        return [path for path, of in settings.items() if of.clips_for(weights[path].kind)]
+
+    def _check_clip(self, of: Settings, *, where: str) -> None:
+        if of.activation_clip and not self._is_trained(of):
+            raise ValueError(
+                f"{where}: activation_clip={of.activation_clip!r} is not learned, because bits={of.bits} is above "
+                f"largest_trained_bits={self.options.largest_trained_bits}; raise that or remove activation_clip"
+            )
 
     def _is_trained(self, of: Settings) -> bool:
         return of.bits is not None and of.bits <= self.options.largest_trained_bits
@@ -161,10 +228,11 @@ class Native(TrainingMethod):
             forward = lstm.forward if isinstance(module, nn.LSTM) else lstm.forward_cell
         else:
             ((name, of),) = products.items()
+            clip = self._clips.get(of.path)
             if not is_integer:
-                self._handles.append(module.register_forward_pre_hook(_fake_activations(of.settings)))
+                self._handles.append(module.register_forward_pre_hook(_fake_activations(of, clip)))
                 return
-            forward = _integer_forward(name, of)
+            forward = _integer_forward(name, of, clip)
         module.forward = types.MethodType(forward, module)
         self._replaced.append(module)
 
@@ -178,13 +246,28 @@ def _check_settings(of: Settings, *, where: str) -> None:
         raise ValueError(f"{where}: bits=1 has no native grid, whose outermost level would be 0; use 2 to 8")
 
 
-def _integer_forward(name: str, of: Product) -> Callable[[nn.Module, Tensor], Tensor]:
+def _clipped(features: Tensor, of: Product, clip: LearnedClip | None) -> Tensor:
+    """`features`, or what `clip` leaves of them, in float32."""
+    if clip is None:
+        return features
+    if autocast_type(features, otherwise=torch.float32) == torch.float16 and torch.is_grad_enabled():
+        raise ValueError(
+            f"activation_clip='pact' of {of.path} cannot be trained in float16, whose losses are scaled; use "
+            "bfloat16 or float32"
+        )
+    return clip(features)
+
+
+def _integer_forward(
+    name: str, of: Product, clip: LearnedClip | None
+) -> Callable[[nn.Module, Tensor], Tensor]:
     """The forward pass of a Linear or pointwise Conv1d on integers, of its float parameter `name`."""
 
     def forward(module: Any, features: Tensor) -> Tensor:
         axis = _channel_axis(module)
         weight = module._parameters[name]
-        product = integer_product(features, weight, of.settings, channel_axis=axis, name=of.path)
+        seen = _clipped(features, of, clip)
+        product = integer_product(seen, weight, of.settings, channel_axis=axis, name=of.path)
         if module.bias is not None:
             product = product + (module.bias if axis == -1 else module.bias[:, None])
         return product.to(autocast_type(features, otherwise=features.dtype))
@@ -192,14 +275,17 @@ def _integer_forward(name: str, of: Product) -> Callable[[nn.Module, Tensor], Te
     return forward
 
 
-def _fake_activations(of: Settings) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A pre-hook that rounds what comes in to the grid of each frame."""
+def _fake_activations(
+    of: Product, clip: LearnedClip | None
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A pre-hook that clips what comes in, and rounds it to the grid of each frame."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        assert of.activation_bits is not None
+        assert of.settings.activation_bits is not None
         axis = _channel_axis(module)
-        rounded = fake_quantize_activations(inputs[0].movedim(axis, -1), of.activation_bits)
-        return (rounded.movedim(-1, axis), *inputs[1:])
+        features = _clipped(inputs[0], of, clip).movedim(axis, -1)
+        rounded = fake_quantize_activations(features, of.settings.activation_bits)
+        return (rounded.movedim(-1, axis).to(inputs[0].dtype), *inputs[1:])
 
     return hook
 

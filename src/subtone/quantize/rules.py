@@ -72,6 +72,8 @@ class Settings(pydantic.BaseModel):
     * `bias_correction`: shift each output by what rounding took from its mean (needs calibration).
     * `activations`: "float", or "dynamic" with `activation_bits` for weights that meet one frame at
       a time; a kernel that spans frames keeps float activations (docs/numerics.md, section 3).
+    * `activation_clip`: "pact" clips dynamic activations, before they are rounded, at a magnitude
+      that method native learns for each product (pact.py).
 
     What is left out is filled in, so that `model_dump` says all that holds.
     """
@@ -93,6 +95,7 @@ class Settings(pydantic.BaseModel):
     bias_correction: bool = False
     activations: Literal["float", "dynamic"] = "float"
     activation_bits: int | None = None
+    activation_clip: Literal["pact"] | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -173,6 +176,11 @@ class Settings(pydantic.BaseModel):
             self.activation_bits is None or 2 <= self.activation_bits <= 8,
             f"activation_bits={self.activation_bits} has no signed grid; use 2 to 8",
         )
+        _require(
+            self.activation_clip is None or self.activations == "dynamic",
+            f"activation_clip={self.activation_clip!r} has no effect without activations='dynamic'; add that or "
+            "remove activation_clip",
+        )
 
     @property
     def is_symmetric(self) -> bool:
@@ -192,6 +200,10 @@ class Settings(pydantic.BaseModel):
     def activation_bits_for(self, kind: Kind) -> int:
         """Bits of the activations that a weight of `kind` meets at run time; 0 is float."""
         return (self.activation_bits or 0) if kind in PER_FRAME_KINDS else 0
+
+    def clips_for(self, kind: Kind) -> bool:
+        """Whether the activations that a weight of `kind` meets are clipped at a learned magnitude."""
+        return self.activation_clip is not None and bool(self.activation_bits_for(kind))
 
 
 class Rule(pydantic.BaseModel):
@@ -358,6 +370,11 @@ def _check_kind(kind: Kind, settings: Settings, name: str = "") -> None:
         settings.rounding == "nearest" or kind in COMPENSATED_KINDS,
         f"rounding='compensated' does not fit the {kind} weights{of}, only {', '.join(COMPENSATED_KINDS)}; "
         "use 'nearest'",
+    )
+    _require(
+        not (settings.activation_clip and kind == "lstm"),
+        f"activation_clip={settings.activation_clip!r} does not fit the lstm weights{of}, whose recurrence keeps its "
+        "activations to itself; add a rule for them without it",
     )
 
 

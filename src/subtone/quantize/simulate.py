@@ -15,17 +15,17 @@ from subtone.quantize.fake import fake_quantize_activations
 
 
 def simulate(network: nn.Module, quantization: Quantization) -> list[RemovableHandle]:
-    """Make `network`, whose weights are the decoded ones, round its activations and shift its biases.
+    """Make `network`, whose weights are the decoded ones, clip and round its activations, and shift its biases.
 
     By hooks on every layer that holds such a weight (tied ones have several), so that the network
     stays plain torch; remove them by their handles.
     """
     handles: list[RemovableHandle] = []
     for path in quantization.weights:
-        bits = quantization.activation_bits[path]
+        bits, clip = quantization.activation_bits[path], quantization.activation_clips.get(path)
         for module, channel_axis in layers_of(network, network.get_parameter(path)):
             if bits:
-                handles.append(module.register_forward_pre_hook(_rounding(bits, channel_axis)))
+                handles.append(module.register_forward_pre_hook(_rounding(bits, clip, channel_axis)))
             if path in quantization.bias_shifts:
                 shift = torch.from_numpy(quantization.bias_shifts[path])
                 handles.append(module.register_forward_hook(_shifting(shift, channel_axis)))
@@ -39,9 +39,12 @@ def simulated(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _rounding(bits: int, channel_axis: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def _rounding(
+    bits: int, clip: float | None, channel_axis: int
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         features = inputs[0].movedim(channel_axis, -1)
+        features = features if clip is None else features.clamp(-clip, clip)
         return (fake_quantize_activations(features, bits).movedim(-1, channel_axis), *inputs[1:])
 
     return hook

@@ -28,7 +28,7 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
     settings, weights = assign(method.recipe, model), quantizable_weights(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*the annealing is unfinished")  # it has not begun
-        stored = method.freeze(model).weights
+        stored = method.stored(model)
     moments = {
         path: second_moment_of(weights[path]) for path in stored if weights[path].kind in COMPENSATED_KINDS
     }

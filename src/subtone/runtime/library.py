@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import subtone
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of, vector_of
+from subtone.program import Add, Affine, Clip, Constant, Conv1d, Op, Relu, inputs_of, vector_of
 from subtone.qtensor import QTensor
 
-ABI = 1
+ABI = 2
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
-KIND_CODES: dict[type, int] = {Conv1d: 0, Affine: 1, Add: 2, Relu: 3}
+KIND_CODES: dict[type, int] = {Conv1d: 0, Affine: 1, Add: 2, Relu: 3, Clip: 4}
 
 _Status = ctypes.c_int32
 _Handle = ctypes.c_void_p
@@ -40,6 +40,7 @@ class OpRecord(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("kernel", "stride", "dilation", "padding", "groups", "scale_groups")
         ),
+        *((name, ctypes.c_float) for name in ("low", "high")),
         *((name, _Address) for name in ("weight", "codes", "levels", "scale", "zero_point", "gain", "bias")),
     )
 
@@ -135,11 +136,13 @@ def op_record(
     inputs = inputs_of(op)
     record = OpRecord(
         kind=KIND_CODES[type(op)],
-        relu=not isinstance(op, Relu) and op.relu,
+        relu=getattr(op, "relu", False),
         input=value_index[inputs[0]],
         other=value_index[inputs[-1]],
         output=value_index[op.output],
     )
+    if isinstance(op, Clip):
+        record.low, record.high = op.low, op.high
     arrays: dict[str, NDArray] = {}
     for role in ("gain", "bias"):
         if name := getattr(op, role, ""):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtone import numerics
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, vector_of
+from subtone.program import Add, Affine, Clip, Constant, Conv1d, Op, Relu, vector_of
 from subtone.qtensor import QTensor
 
 Matrix = NDArray[np.float32]
@@ -103,4 +103,20 @@ def _relu(values: Matrix) -> Matrix:
     return np.where(values > 0, values, np.float32(0))
 
 
-DEFINITIONS: dict[type[Op], Callable[..., Matrix]] = {Conv1d: conv1d, Affine: affine, Add: add, Relu: relu}
+def clip(op: Clip, values: Values, constants: Constants) -> Matrix:
+    """`v = x > low ? x : low`, then `y = v < high ? v : high`.
+
+    Of two zeros the end's sign wins; NaN, on which no program is defined, becomes `low`.
+    """
+    low, high, x = np.float32(op.low), np.float32(op.high), values[op.input]
+    raised = np.where(x > low, x, low)
+    return np.where(raised < high, raised, high)
+
+
+DEFINITIONS: dict[type[Op], Callable[..., Matrix]] = {
+    Conv1d: conv1d,
+    Affine: affine,
+    Add: add,
+    Relu: relu,
+    Clip: clip,
+}
