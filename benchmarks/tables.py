@@ -21,7 +21,7 @@ IN_README = (
     "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
 )  # fmt: skip
 CONTROL = "tuned-float"
-OF_RECIPES = ("quartznet_ptq",)
+OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
     "quartznet_tuned": "words after training",
