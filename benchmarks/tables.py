@@ -113,8 +113,8 @@ def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def tuned_rows(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every run of every document: what differs between two runs of a recipe stands in the row."""
     lines = [
-        "| recipe | speech, h | learns from | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | to nearest, WER % | speech, h | learns from | rate | start | file, MB | WER % | less float | 95 % interval | less control | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for document in documents:
         for row in document["rows"]:
@@ -122,6 +122,7 @@ def tuned_rows(documents: Sequence[Mapping[str, Any]]) -> list[str]:
             start = "grid" if training.get("compensation_batches") else "float"
             cells = [
                 row["recipe"]["name"],
+                f"{row['rounded_wer_percent']:.2f}" if row["rounded_wer_percent"] else "-",
                 f"{row['speech_h']:.2f}",
                 _learnt_from(training),
                 f"{training['learning_rate']:g} {training['learning_rate_unit']}",
@@ -199,6 +200,7 @@ def results_page() -> str:
             "Speech is what training heard in all. It learns from the texts (CTC), or each layer from the float model's, "
             "where the control has nothing to learn and stays the float model. "
             "Start: from the float weights, or from the grid with compensated rounding. "
+            '"To nearest": by the same rules, untrained. '
             f'"less control": the paired difference to the float model trained identically ({CONTROL}).',
             "",
             *tuned_rows(oldest_first("quartznet_tuned")),
