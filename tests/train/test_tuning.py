@@ -49,6 +49,15 @@ GQ = {
 }
 
 
+LAYERS = {"distillation": 1.0, "distilled_layers": "blocks.*"}
+AS_SHIPPED = {
+    **LAYERS,
+    "compensation_batches": 1,
+    "learning_rate": 1e-2,
+    "learning_rate_unit": "rms",
+    "others_rate": 0.01,
+    "precision": "bfloat16",
+}
 SHORT_GQ = {**GQ, "options": {"end_step": 1, "every_steps": 1}}
 
 
@@ -102,10 +111,16 @@ def test_batch_statistics_move_the_running_ones(checkpoint, utterances, tmp_path
     assert not any(torch.equal(before[name], after[name]) for name in before if "running_mean" in name)
 
 
-@pytest.mark.parametrize("document", [NATIVE, GQ], ids=["native", "gq"])
-def test_a_killed_run_ends_with_the_codes_of_a_whole_one(document, checkpoint, utterances, tmp_path):
+@pytest.mark.parametrize(
+    ("document", "training"),
+    [(NATIVE, {}), (GQ, {}), (NATIVE, AS_SHIPPED), (S8BQAT, AS_SHIPPED)],
+    ids=["native", "gq", "native-as-shipped", "s8bqat-as-shipped"],
+)
+def test_a_killed_run_ends_with_the_codes_of_a_whole_one(
+    document, training, checkpoint, utterances, tmp_path
+):
     """epoch_s is shorter than the corpus, so the state was saved in the middle of a pass."""
-    recipe = recipe_of(document)
+    recipe = recipe_of(document, **training)
     whole = tune(tmp_path / "whole", checkpoint, recipe, train=utterances, dev=utterances[:2])
 
     def kill(done: int, total: int) -> None:
@@ -383,9 +398,6 @@ def test_a_twin_of_the_teacher_has_nothing_to_learn_from_it(checkpoint, utteranc
         loss, ctc = (one.loss(batch.features, batch) for one in (module, plain))
         torch.testing.assert_close(loss, (1 - share) * ctc, atol=1e-6, rtol=1e-5)
         assert not [name for name in module.state_dict() if "teacher" in name]
-
-
-LAYERS = {"distillation": 1.0, "distilled_layers": "blocks.*"}
 
 
 def test_a_float_control_has_nothing_to_learn_from_its_own_layers(checkpoint, utterances, tmp_path):

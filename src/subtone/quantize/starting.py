@@ -20,10 +20,10 @@ from subtone.quantize.weights import COMPENSATED_KINDS, quantizable_weights
 def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]) -> None:
     """Move the weights of `model` to levels of the grids on which `method` would freeze it now.
 
-    Not to the nearest: each column of a product takes up what those before it have lost, by the second
-    moments of its inputs over `batches` (compensation.py). From there a rounded forward pass is nearer to
-    the float one, and training has less to repair. Weights of other kinds than COMPENSATED_KINDS, and
-    those that stay float, are left as they are.
+    All but the ends of each scale (`with_ends`), and not to the nearest: each column of a product takes up
+    what those before it have lost, by the second moments of its inputs over `batches` (compensation.py).
+    From there a rounded forward pass is nearer to the float one, and training has less to repair. Weights
+    of other kinds than COMPENSATED_KINDS, and those that stay float, are left as they are.
     """
     settings, weights = assign(method.recipe, model), quantizable_weights(model)
     with warnings.catch_warnings():

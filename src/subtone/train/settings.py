@@ -129,7 +129,8 @@ class TuneSettings(Learning):
       At 1 the texts have to be spelled, and nothing is learnt from them.
     * `distilled_layers`: a glob over module paths. Left out, the distance is the divergence of what is
       heard in each frame; else the relative squared error of what the outermost modules that match
-      give, its mean over them. Each learns from its own alone; what lies behind the last from CTC, hence at 1 from nothing.
+      give, its mean over them. Each learns from its own alone; what lies behind the last from CTC,
+      hence at 1 from nothing.
     * `others_rate`: factor of the learning rate of all that is no weight: biases, gains.
     * `precision`: of products and activations in training; weights stay float32.
     """
