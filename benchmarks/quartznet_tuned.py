@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tuned")
     parser.add_argument("--rounded", action="store_true", help="hear each recipe without training too")
     parser.add_argument("--limit", type=int, help="utterances of the test set, evenly spread")
+    parser.add_argument("--steps", type=int, help="optimizer steps, in place of the recipe's")
     arguments = parser.parse_args()
     work, speech = arguments.work, arguments.shared / "data" / "librispeech"
     work.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,8 @@ def main() -> None:
     source = load_checkpoint(arguments.shared / "models" / "quartznet15x5-en.nemo")
     for name in arguments.recipes:
         recipe = Recipe.load(ROOT / "recipes" / f"{name}.toml")
+        if arguments.steps is not None:
+            recipe, name = in_steps(recipe, arguments.steps), f"{name}-{arguments.steps}"
         if not (work / f"{name}.json").exists():
             row = measure(source, recipe, train, dev, utterances, work)
             write_text(work / f"{name}.json", json.dumps(row, indent=1) + "\n")
@@ -59,6 +62,19 @@ def main() -> None:
         if arguments.rounded and not (work / f"{name}-rounded.jsonl").exists():
             print(name, "rounded", round_only(source, recipe, utterances, work), flush=True)
     write_document(work, len(utterances), hear_float(source, utterances, work / "float.jsonl"))
+
+
+def in_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe under a name of its own, trained for `steps`; what counts steps in its options goes with them."""
+    ratio = steps / TuneSettings.of(recipe).steps
+    counted = ("end_step", "every_steps", "tau_steps")
+    options = {
+        key: round(value * ratio) if key in counted else value for key, value in recipe.options.items()
+    }
+    training = {**recipe.training, "steps": steps}
+    return recipe.model_copy(
+        update={"name": f"{recipe.name}-{steps}", "options": options, "training": training}
+    )
 
 
 def measure(
