@@ -1,38 +1,63 @@
 /* The contract of the native run time: a plain C ABI, no Python, no torch, no JSON.
  *
- * A program is a list of ops over float32 matrices (frames, width), rows contiguous. docs/numerics.md
- * defines every operation and src/subtone/runtime/ops.py executes that definition; this library gives
- * the same bits. With r() one rounding to float32 (nearest, ties to even) and sums taken in the order
- * in which they are written:
+ * A program is a list of ops over float32 matrices (rows, width), rows contiguous. docs/numerics.md
+ * defines every operation and src/subtone/runtime/{ops,sequence_ops,products,functions}.py execute that
+ * definition; this library gives the same bits. With r() one rounding to float32 (nearest, ties to even)
+ * and sums taken in the order in which they are written:
  *
- *   conv1d, activation_bits = b >= 2  (kernel 1, stride 1, padding 0, groups 1; integer product)
- *     limit = 2^(b-1) - 1,  a_t = max_k |x[t,k]|;  a_t < 2^-100: q = 0, s_t = 0; otherwise
- *     i_t = r(limit / a_t),  s_t = r(a_t / limit),  q[t,k] = floor(r(r(x[t,k] * i_t) + 0.5))
- *     L[n,k] = levels[codes[n,k]],  for g = 0 .. scale_groups - 1, k over the columns of group g:
+ *   product of levels q[t,k] (int8) with scale s_t by a weight, L[n,k] = levels[codes[n,k]]:
+ *     for g = 0 .. scale_groups - 1, k over the columns of group g:
  *       S = sum_k L[n,k] q[t,k],  Q = sum_k q[t,k]                    (exact in int32)
  *       total = r(total + r(r(r(S) - r(zero_point[n,g] * r(Q))) * scale[n,g])),  total from +0
  *     v = r(total * s_t)
- *   conv1d, activation_bits = 0  (float; groups 1, or as many as inputs: depthwise)
- *     v = sum over taps j, within a tap over inputs c, both ascending, from +0, of
- *         r(x[t * stride + j * dilation - padding, c] * weight[n,c,j]),  x = 0 beyond both ends
+ *   conv1d, activation_bits = b >= 2  (kernel 1, stride 1, no padding, groups 1; integer product)
+ *     limit = 2^(b-1) - 1,  a_t = max_k |x[t,k]|;  a_t < 2^-100: q = 0, s_t = 0; otherwise
+ *     i_t = r(limit / a_t),  s_t = r(a_t / limit),  q[t,k] = floor(r(r(x[t,k] * i_t) + 0.5))
+ *   conv1d, activation_bits = 0  (float; groups divide inputs and outputs)
+ *     v = sum over taps j, within a tap over the inputs c of the output's group, both ascending, from +0, of
+ *         r(x[t * stride + j * dilation - padding, c] * weight[n,c,j]),  x = 0 in front of the first row
+ *         and behind the last
  *   conv1d, then:  v = r(v * gain[n]) if gain;  v = r(v + bias[n]) if bias;  v > 0 ? v : 0 if relu
+ *   conv2d:        x[t, c, f] at column c * features + f;  v[t, n, f] = sum over taps j in time, within those over
+ *                  taps i in features, within those over channels c of the group, all ascending, from +0, of
+ *                  r(x[t * stride + j - padding, c, f * feature_stride + i - feature_padding] * weight[n,c,j,i]);
+ *                  then bias[n] and relu as above; out at column n * features_out + f
+ *   stack:         row t is rows t * count .. t * count + count - 1 side by side
  *   affine:        v = r(r(x * gain[n]) + bias[n]),  then relu
  *   add:           v = r(x + other),                 then relu
+ *   multiply:      v = r(x * other)
+ *   scale:         v = r(x * factor)                 (factor in `low`)
  *   relu:          v = x > 0 ? x : 0
  *   clip:          v = x > low ? x : low;  v < high ? v : high           (NaN gives low)
+ *   function:      `function` of subtone_function, in the steps of functions.py
+ *   glu:           v = r(x[n] * sigmoid(x[n + width / 2]))
+ *   layer_norm:    normalized(x[t,:], low) of functions.py, then gain and bias (either may be null)
+ *   channel_norm:  normalized(x[:,n], low) over all rows, then gain and bias
+ *   concat:        x and other side by side
+ *   columns:       columns first .. first + width(output) - 1 of x
+ *   embedding:     row x[t,0] of weight (rows, width(output)), clipped to 0 .. rows - 1
+ *   attention:     as sequence_ops.py: query `input`, key `other`, value `third`, positions `fourth` (-1: none, or
+ *                  a table in `positions`)
+ *   lstm:          as sequence_ops.py: gates `input`; h `output`, c `cell`; recurrent weight and bias. Integer: h at
+ *                  the static scale 1 / limit: q = clip(floor(r(r(h * r(1 / r(1 / limit))) + 0.5)), -limit, limit),
+ *                  s = r(1 / limit)
+ *   switched_lstm: the same, `other` the small gates, `third` the gate; small_* the small recurrent weight
+ *
+ *   sinusoids:     as sinusoid_table of sequence_ops.py, in float64, from `rotation`
  *
  * x and all constants are finite; the caller's floating-point mode is the IEEE default (no
  * flush-to-zero). Other values give unspecified numbers, never a read or write outside the buffers.
  *
- * The bits depend neither on the instruction set nor on the number of threads. One call at a time
- * per engine. Every function returns a subtone_status unless it says otherwise. */
+ * The bits depend neither on the instruction set nor on the number of threads, nor on how rows are
+ * divided into runs. One call at a time per engine. Every function returns a subtone_status unless it
+ * says otherwise. */
 #ifndef SUBTONE_H
 #define SUBTONE_H
 
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 2 /* raised with every change of this header */
+#define SUBTONE_ABI 3 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
@@ -55,25 +80,82 @@ typedef enum {
   SUBTONE_RANGE = 9    /* the ends of a clip are not finite, or do not ascend */
 } subtone_status;
 
-typedef enum { SUBTONE_CONV1D = 0, SUBTONE_AFFINE = 1, SUBTONE_ADD = 2, SUBTONE_RELU = 3, SUBTONE_CLIP = 4 } subtone_kind;
+typedef enum {
+  SUBTONE_CONV1D = 0,
+  SUBTONE_AFFINE = 1,
+  SUBTONE_ADD = 2,
+  SUBTONE_RELU = 3,
+  SUBTONE_CLIP = 4,
+  SUBTONE_CONV2D = 5,
+  SUBTONE_STACK = 6,
+  SUBTONE_MULTIPLY = 7,
+  SUBTONE_SCALE = 8,
+  SUBTONE_FUNCTION_OP = 9,
+  SUBTONE_GLU = 10,
+  SUBTONE_LAYER_NORM = 11,
+  SUBTONE_CONCAT = 12,
+  SUBTONE_COLUMNS = 13,
+  SUBTONE_EMBEDDING = 14,
+  SUBTONE_ATTENTION = 15,
+  SUBTONE_CHANNEL_NORM = 16,
+  SUBTONE_LSTM = 17,
+  SUBTONE_SWITCHED_LSTM = 18,
+  SUBTONE_SINUSOIDS = 19
+} subtone_kind;
 
-/* One op. Pointers are read during subtone_append only. Widths are those of its values. */
+typedef enum {
+  SUBTONE_SIGMOID = 0,
+  SUBTONE_TANH = 1,
+  SUBTONE_SILU = 2,
+  SUBTONE_GELU = 3,
+  SUBTONE_GELU_TANH = 4,
+  SUBTONE_EXP = 5
+} subtone_function;
+
+/* A weight: floats, or packed codes for an integer product; read during subtone_append only. */
+typedef struct {
+  int32_t activation_bits; /* 0: `floats`; 2..8: the others */
+  int32_t reserved;
+  int64_t rows, columns;   /* outputs; everything else of its shape, multiplied */
+  int64_t scale_groups;    /* columns of scale and zero_point; divides `columns` */
+  const float* floats;     /* (rows, columns), in torch's order of axes */
+  const uint8_t* codes;    /* (rows, columns) */
+  const int8_t* levels;    /* 256 levels, indexed by a code */
+  const float* scale;      /* (rows, scale_groups) */
+  const float* zero_point; /* the same shape, in the units of `levels` */
+} subtone_weight;
+
+/* One op. Fields that its kind does not use are 0, values -1. Pointers are read during subtone_append only. */
 typedef struct {
   int32_t kind;
   int32_t relu;
-  int32_t input, other, output; /* values; `other` of an add only */
-  int32_t activation_bits;      /* conv1d: 0, or 2..8 */
-  int64_t kernel, stride, dilation, padding, groups;
-  int64_t scale_groups;    /* integer product: columns of scale and zero_point; divides the inputs */
-  float low, high;         /* clip */
-  const float* weight;     /* float product: (out, in / groups, kernel) */
-  const uint8_t* codes;    /* integer product: (out, in) */
-  const int8_t* levels;    /* integer product: 256 levels, indexed by a code */
-  const float* scale;      /* integer product: (out, scale_groups) */
-  const float* zero_point; /* the same shape, in the units of `levels` */
-  const float* gain;       /* (out); may be null in conv1d */
-  const float* bias;       /* (out); may be null in conv1d */
+  int32_t input, other, third, fourth; /* values it reads; -1: none */
+  int32_t output, cell;                /* values it writes; cell -1: none */
+  int32_t function, heads;
+  int64_t kernel, stride, dilation, padding, padding_behind, groups;
+  int64_t in_channels, feature_kernel, feature_stride, feature_padding, feature_padding_behind;
+  int64_t count, first;      /* stack; columns */
+  int64_t left, right;       /* attention; -1: unlimited */
+  int64_t position_rows;     /* attention: rows of the table `positions`, 0 where there is none */
+  float low, high;           /* clip; scale: factor in low; norms: epsilon in low */
+  subtone_weight weight;
+  subtone_weight small_weight;
+  const float* gain;          /* (width of output); may be null in conv1d and norms */
+  const float* bias;          /* (outputs of weight, or width); may be null but in affine */
+  const float* small_bias;
+  const float* content_bias;  /* attention; may be null */
+  const float* position_bias;
+  const float* positions;     /* (position_rows, width) */
+  const double* rotation;     /* sinusoids: (width / 2, 2), sine and cosine */
 } subtone_op;
+
+/* Rows of one value in one run, counted from the start of the utterance: base .. first - 1 come from the
+ * state, first .. end - 1 are computed or given, keep .. end - 1 go to the state. base <= first <= end,
+ * base <= keep <= end. `offset`: bytes into the arena where row `base` lies, a multiple of 64; -1 for an input or
+ * the output with base == first, which then lies with the caller. */
+typedef struct {
+  int64_t base, first, end, keep, offset;
+} subtone_rows;
 
 typedef struct subtone_engine subtone_engine;
 
@@ -87,11 +169,10 @@ SUBTONE_API const char* subtone_status_text(int32_t status);
  * `capacity` names are written to `names`. */
 SUBTONE_API int32_t subtone_isas(const char** names, int32_t capacity);
 
-/* An engine without ops. `widths[v]` is the width of value v; `input` and `output` (two different
- * values) live with the caller, the others in the engine's arena. `threads` >= 1, the caller's own
- * thread included; the others sleep between runs. */
+/* An engine without ops. `widths[v]` is the width of value v; values 0 .. num_inputs - 1 are the inputs, `output` is
+ * another. `threads` >= 1, the caller's own thread included; the others sleep between runs. */
 SUBTONE_API int32_t subtone_create(const char* isa, int32_t threads, const int64_t* widths,
-                                   int32_t num_values, int32_t input, int32_t output,
+                                   int32_t num_values, int32_t num_inputs, int32_t output,
                                    subtone_engine** engine);
 
 /* Adds an op behind the others and packs its constants for the kernels; keeps no pointer to them.
@@ -101,11 +182,14 @@ SUBTONE_API int32_t subtone_append(subtone_engine* engine, const subtone_op* op)
 /* Makes the arena at least `arena_bytes` large. The only call that allocates after the last append. */
 SUBTONE_API int32_t subtone_reserve(subtone_engine* engine, int64_t arena_bytes);
 
-/* Runs all ops. `frames[v]` of every value as the ops imply them; `offsets[v]`, a multiple of 64, is
- * where value v lies in the arena (ignored for input and output). An op's output overlaps none of
- * its inputs. x: (frames[input], width) in, y: (frames[output], width) out. */
-SUBTONE_API int32_t subtone_run(subtone_engine* engine, const int64_t* frames, const int64_t* offsets,
-                                const float* x, float* y);
+/* Runs all ops on new rows. `rows[v]` of every value, as the ops imply them: an op computes rows first .. end - 1 of
+ * its output, and its inputs hold what those need (SUBTONE_PLAN otherwise). A buffer overlaps no other that is
+ * still to be read. inputs[i]: (end - first, width) of value i; y: the same of the output.
+ *
+ * The state is flat: rows base .. first - 1 of value 0, then of value 1, and so on; `state_size` floats in all, which is
+ * checked; new_state the same with rows keep .. end - 1, `new_state_size` floats. Both are the caller's, and two. */
+SUBTONE_API int32_t subtone_run(subtone_engine* engine, const subtone_rows* rows, const float* const* inputs, float* y,
+                                const float* state, int64_t state_size, float* new_state, int64_t new_state_size);
 
 /* Ends the engine and its threads; null is allowed. */
 SUBTONE_API void subtone_destroy(subtone_engine* engine);

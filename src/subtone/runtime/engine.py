@@ -14,18 +14,18 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.program import Constant, Program
+from subtone.program import Constants, Program, results_of
 from subtone.runtime import library as native
 from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.plan import Planner
-
-Matrix = NDArray[np.float32]
+from subtone.runtime.rows import Matrix, Rows
+from subtone.runtime.state import StreamState
+from subtone.runtime.tables import with_tables
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,18 @@ class Engine(Protocol):
 
     program: Program
 
-    def run(self, features: Matrix) -> Matrix:
-        """Logits (T', output_width) of features (T, input_width), float32; no frames give no logits."""
+    def run(self, *inputs: Matrix) -> Matrix:
+        """The output (T', output_width) for whole inputs (T, width), float32; no rows give none."""
+
+    def start(self) -> StreamState:
+        """The state of a stream that has heard nothing; ValueError if the program cannot stream."""
+
+    def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
+        """What new rows of the inputs add to the output, and the state behind them.
+
+        The outputs of all steps, one after the other, are bit for bit what `run` gives for all rows at
+        once, however they are cut, if the last step says that it `is_last`.
+        """
 
 
 class NumpyEngine:
@@ -45,21 +55,90 @@ class NumpyEngine:
     Each value is dropped after the last operation that reads it.
     """
 
-    def __init__(self, program: Program, constants: Mapping[str, Constant]) -> None:
+    def __init__(self, program: Program, constants: Constants) -> None:
         self.program = program
-        self._constants = constants
-        self._last_reads = Planner(program, constants).last_reads
+        self._ops, self._constants = with_tables(program, constants)
+        self._planner = Planner(self._ops, self._constants)
 
-    def run(self, features: Matrix) -> Matrix:
-        features = _checked_features(features, self.program)
-        if not len(features):
-            return _no_logits(self.program)
-        values = {self.program.input: features}
-        for op, dead in zip(self.program.ops, self._last_reads, strict=True):
-            values[op.output] = DEFINITIONS[type(op)](op, values, self._constants)
+    def run(self, *inputs: Matrix) -> Matrix:
+        return self._execute(_checked(inputs, self.program), None, is_last=True)[0]
+
+    def start(self) -> StreamState:
+        return start_of(self._planner)
+
+    def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
+        return self._execute(_checked(inputs, self.program), state, is_last=is_last)
+
+    def _execute(
+        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool
+    ) -> tuple[Matrix, StreamState]:
+        planner, constants = self._planner, self._constants
+        plan = planner.plan(len(inputs[0]), None if state is None else state.ends, is_last=is_last)
+        carried = _split(plan.first - plan.base, planner, None if state is None else state.rows)
+        values: dict[str, Rows] = {}
+        kept: dict[str, Matrix] = {}
+
+        def settle(name: str, fresh: Matrix) -> None:
+            position = planner.index[name]
+            held = np.concatenate([carried[name], fresh]) if len(carried[name]) else fresh
+            values[name] = Rows(held, int(plan.base[position]))
+            kept[name] = held[int(plan.keep[position] - plan.base[position]) :]
+
+        for name, fresh in zip(self._ops.inputs, inputs, strict=True):
+            settle(name, fresh)
+        for op, dead in zip(self._ops.ops, planner.last_reads, strict=True):
+            seen = {
+                field: values[name] if name in values else Rows(_table(constants, name))
+                for field in op.VALUES
+                if (name := getattr(op, field))
+            }
+            position = planner.index[op.output]
+            first, end = int(plan.first[position]), int(plan.end[position])
+            if op.memory:
+                seen |= {
+                    field: Rows(carried[name := getattr(op, field)], int(plan.base[planner.index[name]]))
+                    for field in op.RESULTS
+                }
+            widths = [planner.widths[name] for name in results_of(op)]
+            results = (
+                DEFINITIONS[type(op)](op, seen, constants, first, end)
+                if end > first
+                else tuple(np.empty((0, width), np.float32) for width in widths)
+            )
+            for name, fresh in zip(results_of(op), results, strict=True):
+                settle(name, fresh)
             for name in dead:
-                del values[name]
-        return values[self.program.output]
+                values.pop(name, None)
+        position = planner.index[self._ops.output]
+        output = values[self._ops.output].held[int(plan.first[position] - plan.base[position]) :]
+        rows = np.concatenate([kept[name].reshape(-1) for name in planner.index])
+        return output, StreamState(plan.end, rows)
+
+
+def start_of(planner: Planner) -> StreamState:
+    """The state before the first row; ValueError if the program cannot stream."""
+    if obstacle := planner.program.obstacle:
+        raise ValueError(f"the model cannot stream: {obstacle}; let it hear whole utterances")
+    return StreamState(planner.start(), np.empty(0, np.float32))
+
+
+def _split(counts: NDArray[np.int64], planner: Planner, rows: Matrix | None) -> dict[str, Matrix]:
+    """The rows of every value that a state carries."""
+    sizes = counts * planner.row_sizes
+    if rows is None:
+        rows = np.empty(0, np.float32)
+    assert rows.size == sizes.sum()
+    parts = np.split(rows, np.cumsum(sizes)[:-1])
+    return {
+        name: part.reshape(-1, width)
+        for part, (name, width) in zip(parts, planner.widths.items(), strict=True)
+    }
+
+
+def _table(constants: Constants, name: str) -> Matrix:
+    table = constants[name]
+    assert isinstance(table, np.ndarray)
+    return table
 
 
 class NativeEngine:
@@ -76,7 +155,7 @@ class NativeEngine:
     def __init__(
         self,
         program: Program,
-        constants: Mapping[str, Constant],
+        constants: Constants,
         *,
         threads: int = 0,
         isa: str | None = None,
@@ -93,11 +172,12 @@ class NativeEngine:
         self.threads = threads or _num_cores()
         self._library = native.load_library(path)
         self.isa = _chosen_isa(isa, native.isas_of(self._library))
-        self._planner = Planner(program, constants)
+        self._ops, constants = with_tables(program, constants)
+        self._planner = Planner(self._ops, constants)
         self._turn = threading.Lock()
         self._handle = self._create()
         weakref.finalize(self, self._library.subtone_destroy, self._handle)
-        for position, op in enumerate(program.ops):
+        for position, op in enumerate(self._ops.ops):
             record, _arrays = native.op_record(op, self._planner.index, constants)
             status = self._library.subtone_append(self._handle, ctypes.byref(record))
             native.require_ok(self._library, status, f"adding op {position} ({op.source or op.output})")
@@ -105,37 +185,54 @@ class NativeEngine:
     def _create(self) -> ctypes.c_void_p:
         planner, handle = self._planner, ctypes.c_void_p()
         widths = np.array(list(planner.widths.values()), np.int64)
-        ends = (planner.index[self.program.input], planner.index[self.program.output])
         status = self._library.subtone_create(
             self.isa.encode(),
             self.threads,
             native.address_of(widths),
             widths.size,
-            *ends,
+            len(self._ops.inputs),
+            planner.index[self._ops.output],
             ctypes.byref(handle),
         )
         native.require_ok(self._library, status, "making an engine")
         return handle
 
-    def run(self, features: Matrix) -> Matrix:
-        features = _checked_features(features, self.program)
-        if not len(features):
-            return _no_logits(self.program)
+    def run(self, *inputs: Matrix) -> Matrix:
+        return self._execute(_checked(inputs, self.program), None, is_last=True)[0]
+
+    def start(self) -> StreamState:
+        return start_of(self._planner)
+
+    def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
+        return self._execute(_checked(inputs, self.program), state, is_last=is_last)
+
+    def _execute(
+        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool
+    ) -> tuple[Matrix, StreamState]:
+        planner, position = self._planner, self._planner.index[self._ops.output]
+        addresses = np.array([native.address_of(features) for features in inputs], np.uintp)
         with self._turn:
-            plan = self._planner.plan(len(features))
+            plan = planner.plan(len(inputs[0]), None if state is None else state.ends, is_last=is_last)
+            rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
+            before = np.empty(0, np.float32) if state is None else state.rows
+            after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), np.float32)
+            output = np.empty(
+                (int(plan.end[position] - plan.first[position]), self._ops.output_width), np.float32
+            )
             status = self._library.subtone_reserve(self._handle, plan.arena_bytes)
             native.require_ok(self._library, status, f"taking {plan.arena_bytes} bytes for values")
-            frames_out = int(plan.frames[self._planner.index[self.program.output]])
-            logits = np.empty((frames_out, self.program.output_width), np.float32)
             status = self._library.subtone_run(
                 self._handle,
-                native.address_of(plan.frames),
-                native.address_of(plan.offsets),
-                native.address_of(features),
-                native.address_of(logits),
+                native.address_of(rows),
+                native.address_of(addresses),
+                native.address_of(output),
+                native.address_of(before),
+                before.size,
+                native.address_of(after),
+                after.size,
             )
-        native.require_ok(self._library, status, f"running {len(features)} frames")
-        return logits
+        native.require_ok(self._library, status, f"running {len(inputs[0])} frames")
+        return output, StreamState(plan.end, after)
 
 
 def available_isas() -> tuple[str, ...]:
@@ -145,7 +242,7 @@ def available_isas() -> tuple[str, ...]:
 
 
 def load_engine(
-    program: Program, constants: Mapping[str, Constant], *, kind: str = "auto", threads: int = 0
+    program: Program, constants: Constants, *, kind: str = "auto", threads: int = 0
 ) -> NumpyEngine | NativeEngine:
     """An engine of `kind` "native", "numpy", or "auto": native where the library was built.
 
@@ -185,11 +282,26 @@ def _num_cores() -> int:
     return min(cores, native.MAX_THREADS)
 
 
-def _checked_features(features: Matrix, program: Program) -> Matrix:
+def _checked(inputs: tuple[Matrix, ...], program: Program) -> list[Matrix]:
+    """The inputs as engines read them; ValueError where they are not what the program takes."""
+    widths = program.inputs
+    if len(inputs) != len(widths):
+        raise ValueError(
+            f"{len(inputs)} inputs were given; the program takes {len(widths)}: {', '.join(widths)}"
+        )
+    checked = [
+        _checked_features(features, width) for features, width in zip(inputs, widths.values(), strict=True)
+    ]
+    if len({len(features) for features in checked}) > 1:
+        raise ValueError(f"the inputs have {[len(features) for features in checked]} rows; give each as many")
+    return checked
+
+
+def _checked_features(features: Matrix, width: int) -> Matrix:
     if not isinstance(features, np.ndarray) or features.dtype != np.float32:
         raise ValueError(f"features are {getattr(features, 'dtype', type(features))}; use a float32 array")
-    if features.ndim != 2 or features.shape[1] != program.input_width:
-        raise ValueError(f"features have shape {features.shape}, not (frames, {program.input_width})")
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ValueError(f"features have shape {features.shape}, not (frames, {width})")
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity; a program is defined on finite values")
     return np.require(features, np.float32, ["C", "A"])

@@ -17,31 +17,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 import subtone
-from subtone.program import Add, Affine, Clip, Constant, Conv1d, Op, Relu, inputs_of, vector_of
+from subtone.program import (
+    FUNCTIONS,
+    SAME,
+    Add,
+    Affine,
+    Attention,
+    ChannelNorm,
+    Clip,
+    Columns,
+    Concat,
+    Constant,
+    Constants,
+    Conv1d,
+    Conv2d,
+    Embedding,
+    Function,
+    Glu,
+    LayerNorm,
+    Lstm,
+    Multiply,
+    Op,
+    Relu,
+    Scale,
+    Sinusoids,
+    Stack,
+    SwitchedLstm,
+    vector_of,
+)
 from subtone.qtensor import QTensor
+from subtone.runtime.sequence_ops import rotation
 
-ABI = 2
+ABI = 3
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
-KIND_CODES: dict[type, int] = {Conv1d: 0, Affine: 1, Add: 2, Relu: 3, Clip: 4}
+_KINDS: tuple[type, ...] = (
+    *(Conv1d, Affine, Add, Relu, Clip, Conv2d, Stack, Multiply, Scale, Function, Glu, LayerNorm, Concat),
+    *(Columns, Embedding, Attention, ChannelNorm, Lstm, SwitchedLstm, Sinusoids),
+)
+KIND_CODES: dict[type, int] = {kind: code for code, kind in enumerate(_KINDS)}
 
 _Status = ctypes.c_int32
 _Handle = ctypes.c_void_p
 _Address = ctypes.c_void_p
 
 
+class WeightRecord(ctypes.Structure):
+    """`subtone_weight` of native/subtone.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("activation_bits", "reserved")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "scale_groups")),
+        *((name, _Address) for name in ("floats", "codes", "levels", "scale", "zero_point")),
+    )
+
+
+VALUE_FIELDS = ("input", "other", "third", "fourth")
+SIZE_FIELDS = (
+    *("kernel", "stride", "dilation", "padding", "padding_behind", "groups", "in_channels", "feature_kernel"),
+    *("feature_stride", "feature_padding", "feature_padding_behind", "count", "first", "left", "right"),
+    "position_rows",
+)
+POINTER_FIELDS = ("gain", "bias", "small_bias", "content_bias", "position_bias", "positions", "rotation")
+
+
 class OpRecord(ctypes.Structure):
     """`subtone_op` of native/subtone.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("kind", "relu", "input", "other", "output", "activation_bits")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("kernel", "stride", "dilation", "padding", "groups", "scale_groups")
-        ),
+        *((name, ctypes.c_int32) for name in ("kind", "relu", *VALUE_FIELDS)),
+        *((name, ctypes.c_int32) for name in ("output", "cell", "function", "heads")),
+        *((name, ctypes.c_int64) for name in SIZE_FIELDS),
         *((name, ctypes.c_float) for name in ("low", "high")),
-        *((name, _Address) for name in ("weight", "codes", "levels", "scale", "zero_point", "gain", "bias")),
+        *((name, WeightRecord) for name in ("weight", "small_weight")),
+        *((name, _Address) for name in POINTER_FIELDS),
     )
 
 
@@ -63,7 +113,10 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     ),
     "subtone_append": (_Status, (_Handle, ctypes.POINTER(OpRecord))),
     "subtone_reserve": (_Status, (_Handle, ctypes.c_int64)),
-    "subtone_run": (_Status, (_Handle, _Address, _Address, _Address, _Address)),
+    "subtone_run": (
+        _Status,
+        (_Handle, _Address, _Address, _Address, _Address, ctypes.c_int64, _Address, ctypes.c_int64),
+    ),
     "subtone_destroy": (None, (_Handle,)),
 }
 
@@ -125,41 +178,75 @@ def address_of(array: NDArray) -> int:
     return array.ctypes.data
 
 
-def op_record(
-    op: Op, value_index: Mapping[str, int], constants: Mapping[str, Constant]
-) -> tuple[OpRecord, list[NDArray]]:
+def op_record(op: Op, value_index: Mapping[str, int], constants: Constants) -> tuple[OpRecord, list[NDArray]]:
     """`op` for `subtone_append`, and the arrays it points into, to be held until that returns.
 
     A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it
     is ever made in Python; a weight for float products is decoded here.
     """
-    inputs = inputs_of(op)
-    record = OpRecord(
-        kind=KIND_CODES[type(op)],
-        relu=getattr(op, "relu", False),
-        input=value_index[inputs[0]],
-        other=value_index[inputs[-1]],
-        output=value_index[op.output],
-    )
+    record = OpRecord(kind=KIND_CODES[type(op)], relu=getattr(op, "relu", False), cell=-1)
+    arrays: dict[str, NDArray] = {}
+    for field in VALUE_FIELDS:
+        setattr(record, field, -1)
+    for field, name in zip(VALUE_FIELDS, (getattr(op, value) for value in op.VALUES), strict=False):
+        if name in value_index:
+            setattr(record, field, value_index[name])
+        elif name:  # a table, which only attention reads
+            arrays["positions"] = _floats(vector_of(constants, name))
+            record.position_rows = len(arrays["positions"])
+    for field in ("output", "cell", "heads", *SIZE_FIELDS):
+        given = getattr(op, field, None)
+        if given is not None:
+            setattr(record, field, value_index[given] if field in ("output", "cell") else given)
+    for field in ("padding", "feature_padding"):
+        if getattr(op, f"{field}_behind", None) == SAME:
+            setattr(record, f"{field}_behind", getattr(op, field))
+    _set_numbers(record, op)
+    for field in ("gain", "bias", "small_bias", "content_bias", "position_bias"):
+        if name := getattr(op, field, ""):
+            arrays[field] = _floats(vector_of(constants, name))
+    if isinstance(op, Sinusoids):
+        arrays["rotation"] = np.ascontiguousarray(rotation(op.columns))
+    held = list(arrays.values())
+    for field, array in arrays.items():
+        setattr(record, field, address_of(array))
+    for field in ("weight", "small_weight"):
+        if name := getattr(op, field, ""):
+            prefix = field.removesuffix("weight")
+            held += _set_weight(getattr(record, field), constants[name], _bits_of(op, prefix))
+    return record, held
+
+
+def _bits_of(op: Op, prefix: str) -> int:
+    return getattr(op, f"{prefix}activation_bits", 0)
+
+
+def _set_numbers(record: OpRecord, op: Op) -> None:
     if isinstance(op, Clip):
         record.low, record.high = op.low, op.high
-    arrays: dict[str, NDArray] = {}
-    for role in ("gain", "bias"):
-        if name := getattr(op, role, ""):
-            arrays[role] = _floats(vector_of(constants, name))
-    if isinstance(op, Conv1d):
-        for field in ("kernel", "stride", "dilation", "padding", "groups", "activation_bits"):
-            setattr(record, field, getattr(op, field))
-        weight = constants[op.weight]
-        if op.activation_bits:
-            assert isinstance(weight, QTensor)  # Program.shapes has checked it
-            arrays |= _integer_weight(weight)
-            record.scale_groups = arrays["scale"].shape[1]
-        else:
-            arrays["weight"] = _floats(weight.dequantize() if isinstance(weight, QTensor) else weight)
-    for role, array in arrays.items():
-        setattr(record, role, address_of(array))
-    return record, list(arrays.values())
+    elif isinstance(op, Scale):
+        record.low = op.factor
+    elif isinstance(op, LayerNorm | ChannelNorm):
+        record.low = op.epsilon
+    elif isinstance(op, Function):
+        record.function = FUNCTIONS.index(op.function)
+
+
+def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) -> list[NDArray]:
+    """Fills `record`; gives the arrays that it points into."""
+    if activation_bits:
+        assert isinstance(weight, QTensor)  # Program.widths has checked it
+        parts = _integer_weight(weight)
+        record.scale_groups = parts["scale"].shape[1]
+        record.rows, record.columns = parts["codes"].shape
+    else:
+        parts = {"floats": _floats(weight.dequantize() if isinstance(weight, QTensor) else weight)}
+        record.rows = parts["floats"].shape[0]
+        record.columns = parts["floats"].size // record.rows
+    record.activation_bits = activation_bits
+    for field, array in parts.items():
+        setattr(record, field, address_of(array))
+    return list(parts.values())
 
 
 def _integer_weight(weight: QTensor) -> dict[str, NDArray]:

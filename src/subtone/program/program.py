@@ -1,0 +1,262 @@
+"""A list of operations with its ends: what one entry point of a packed model computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from subtone.program.convolutions import Conv1d, Conv2d, Stack
+from subtone.program.operation import (
+    MAX_FRAMES,
+    MAX_SIZE,
+    Constants,
+    constants_of,
+    inputs_of,
+    require,
+    results_of,
+)
+from subtone.program.rowwise import (
+    Add,
+    Affine,
+    Clip,
+    Columns,
+    Concat,
+    Embedding,
+    Function,
+    Glu,
+    LayerNorm,
+    Multiply,
+    Relu,
+    Scale,
+)
+from subtone.program.sequences import Attention, ChannelNorm, Lstm, Sinusoids, SwitchedLstm
+from subtone.qtensor import QTensor
+
+Op = (
+    Conv1d | Conv2d | Stack | Affine | Add | Multiply | Scale | Relu | Clip | Function | Glu | LayerNorm
+    | Concat | Columns | Embedding | Attention | Sinusoids | ChannelNorm | Lstm | SwitchedLstm
+)  # fmt: skip
+OPS: dict[str, type] = {
+    "conv1d": Conv1d,
+    "conv2d": Conv2d,
+    "stack": Stack,
+    "affine": Affine,
+    "add": Add,
+    "multiply": Multiply,
+    "scale": Scale,
+    "relu": Relu,
+    "clip": Clip,
+    "function": Function,
+    "glu": Glu,
+    "layer_norm": LayerNorm,
+    "concat": Concat,
+    "columns": Columns,
+    "embedding": Embedding,
+    "attention": Attention,
+    "sinusoids": Sinusoids,
+    "channel_norm": ChannelNorm,
+    "lstm": Lstm,
+    "switched_lstm": SwitchedLstm,
+}
+KINDS = {kind: name for name, kind in OPS.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """One entry point: features (T, input_width) in, logits (T', output_width) out.
+
+    `frames_per_step`: input frames from one output frame to the next. `others`: further inputs, as
+    (name, width), whose rows come with those of the first.
+
+    An operation may read a constant where it reads a value: a table, the same for every utterance. What
+    operations make of tables alone is a table too, and is computed once, when the program is loaded.
+    """
+
+    input: str
+    input_width: int
+    output: str
+    output_width: int
+    frames_per_step: int
+    ops: tuple[Op, ...]
+    others: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """Name -> width of every input, in order."""
+        return {self.input: self.input_width, **dict(self.others)}
+
+    @functools.cached_property
+    def tables(self) -> frozenset[str]:
+        """What operations read or write that no input reaches: constants in a value's place, and what comes of them."""
+        reached = set(self.inputs)
+        for op in self.ops:
+            if any(name in reached for name in inputs_of(op)):
+                reached.update(results_of(op))
+        named = {name for op in self.ops for name in (*inputs_of(op), *results_of(op))}
+        return frozenset(named - reached)
+
+    @property
+    def obstacle(self) -> str:
+        """The first operation that keeps the program from streaming, in words; "" if it can stream."""
+        for op in self.ops:
+            if not op.can_stream and op.output not in self.tables:
+                return f"{KINDS[type(op)]} of {op.source or op.output} needs the whole utterance"
+        return ""
+
+    def widths(self, constants: Constants) -> dict[str, int]:
+        """Width of every value and table; ValueError where operations do not fit each other.
+
+        This and `shapes` are the one place that checks a program: an op that reads what is not there
+        yet, a constant that is missing or has the wrong shape, widths that differ, sizes beyond what
+        the run time holds.
+        """
+        require(
+            self.output not in self.inputs,
+            f"the program's output is its input {self.output}; it computes nothing",
+        )
+        require(len(self.inputs) == 1 + len(self.others), "the program names an input twice")
+        for name, width in self.inputs.items():
+            require(
+                1 <= width <= MAX_SIZE,
+                f"input_width={width} must be 1 to {MAX_SIZE}"
+                if name == self.input
+                else f"the input {name} has width {width}; use 1 to {MAX_SIZE}",
+            )
+        widths = dict(self.inputs)
+        for index, op in enumerate(self.ops):
+            where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
+            for role in op.REQUIRED:
+                require(bool(getattr(op, role)), f"{where} names no {role}")
+            for name in constants_of(op).values():
+                require(name in constants, f"{where} reads the constant {name}, which is missing")
+            for name in inputs_of(op):
+                if name not in widths and name in constants:
+                    widths[name] = _table_width(name, constants, where)
+                require(name in widths, f"{where} reads {name}, which no earlier op writes")
+            read = {field: widths[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
+            width = op.width(read, constants, where)
+            for name in results_of(op):
+                require(name not in widths, f"{where} writes {name} a second time")
+                widths[name] = width
+        require(self.output in widths, f"no op writes the output {self.output}")
+        require(self.output not in self.tables, f"the output {self.output} depends on no input")
+        require(
+            widths[self.output] == self.output_width,
+            f"the output has {widths[self.output]} columns, not {self.output_width}",
+        )
+        return widths
+
+    def shapes(self, frames: int, constants: Constants) -> dict[str, tuple[int, int]]:
+        """(rows, width) of every value and table for an utterance of `frames` input rows; ValueError as `widths`."""
+        widths = self.widths(constants)
+        ends = dict.fromkeys(self.inputs, frames)
+        ends |= {
+            name: constants[name].shape[0] for name in widths if name in constants and name in self.tables
+        }
+        for index, op in enumerate(self.ops):
+            where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
+            read = {field: ends[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
+            if isinstance(op, Add | Multiply | Concat):
+                left, right = (read[field] for field in ("left", "right"))
+                require(left == right, f"{where} joins {left} and {right} rows")
+            if isinstance(op, Attention) and op.positions:
+                _check_positions(op, read, where)
+            end = op.end(read, is_last=True)
+            check_frames(end, where)
+            ends |= dict.fromkeys(results_of(op), end)
+        return {name: (ends[name], width) for name, width in widths.items()}
+
+    def to_json(self) -> dict:
+        fields = {name: getattr(self, name) for name in _HEAD_FIELDS}
+        others = {"others": [list(entry) for entry in self.others]} if self.others else {}
+        return {**fields, **others, "ops": [_op_to_json(op) for op in self.ops]}
+
+    @classmethod
+    def from_json(cls, document: Mapping) -> Program:
+        """The program a packed file describes; ValueError on a key, type or op it does not know."""
+        require(isinstance(document, Mapping), "the program is not a JSON object")
+        keys = set(document) - {"others"}
+        require(keys == {*_HEAD_FIELDS, "ops"}, f"the program's keys are {sorted(map(str, document))}")
+        require(isinstance(document["ops"], list), "the program's ops are not a list")
+        ops = tuple(_op_from_json(entry) for entry in document["ops"])
+        head = {name: document[name] for name in _HEAD_FIELDS}
+        for name, value in head.items():
+            _require_head(name, value, str if name in ("input", "output") else int)
+        return cls(**head, ops=ops, others=_others_from_json(document.get("others", [])))
+
+
+def check_frames(frames: int, where: str) -> None:
+    """ValueError unless a value of the run time may have that many frames."""
+    require(frames <= MAX_FRAMES, f"{where} gives {frames} frames, more than {MAX_FRAMES}")
+
+
+def _table_width(name: str, constants: Constants, where: str) -> int:
+    table = constants[name]
+    require(
+        not isinstance(table, QTensor) and len(table.shape) == 2,
+        f"{where} reads the constant {name} as a table; that needs a float array (rows, width)",
+    )
+    return table.shape[1]
+
+
+def _check_positions(op: Attention, rows: Mapping[str, int], where: str) -> None:
+    expected = max(0, 2 * rows["query"] - 1) if op.left < 0 else op.left + op.right + 1
+    require(
+        rows["positions"] == expected, f"{where} has {rows['positions']} rows of positions, not {expected}"
+    )
+
+
+_HEAD_FIELDS = ("input", "input_width", "output", "output_width", "frames_per_step")
+
+
+def _require_head(name: str, value: Any, expected: type) -> None:
+    require(
+        type(value) is expected and (value > 0 if isinstance(value, int) else value != ""),
+        f"the program's {name}={value!r} is not a valid {expected.__name__}",
+    )
+
+
+def _others_from_json(document: Any) -> tuple[tuple[str, int], ...]:
+    is_list = isinstance(document, list) and all(
+        isinstance(entry, list) and len(entry) == 2 for entry in document
+    )
+    require(is_list, "the program's others are not a list of [name, width]")
+    for name, width in document:
+        _require_head("others", name, str)
+        _require_head("others", width, int)
+    return tuple((name, width) for name, width in document)
+
+
+def _op_to_json(op: Op) -> dict:
+    """Fields that differ from their defaults, so that a header stays small."""
+    fields = {
+        field.name: getattr(op, field.name)
+        for field in dataclasses.fields(op)
+        if getattr(op, field.name) != field.default
+    }
+    return {"op": KINDS[type(op)], **fields}
+
+
+def _op_from_json(entry: Mapping) -> Op:
+    is_known = isinstance(entry, Mapping) and isinstance(entry.get("op"), str) and entry["op"] in OPS
+    require(is_known, f"unknown operation {entry!r:.80}")
+    kind = OPS[entry["op"]]
+    types_of = _field_types(kind)
+    values = {name: value for name, value in entry.items() if name != "op"}
+    for name, value in values.items():
+        require(name in types_of, f"{entry['op']} has no field {name!r}")
+        require(
+            type(value) is types_of[name], f"{entry['op']}.{name}={value!r} is not {types_of[name].__name__}"
+        )
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    require(required <= set(values), f"{entry['op']} lacks {sorted(required - set(values))}")
+    return kind(**values)
+
+
+@functools.cache
+def _field_types(kind: type) -> dict[str, type]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -1,0 +1,37 @@
+"""What a program makes of constants alone, made once when it is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import ChainMap
+
+from subtone.program import Constants, Program, inputs_of, results_of
+from subtone.runtime.ops import DEFINITIONS
+from subtone.runtime.rows import Rows
+
+
+def with_tables(program: Program, constants: Constants) -> tuple[Program, Constants]:
+    """`program` without the operations that no input reaches, and `constants` with what they give.
+
+    Computed by their definitions in NumPy, for every engine: projected relative positions, a few
+    thousand rows in all.
+    """
+    program.widths(constants)
+    tables = program.tables
+    steps = [op for op in program.ops if op.output in tables]
+    if not steps:
+        return program, constants
+    made: dict = {}
+    for op in steps:
+        seen = {
+            field: Rows(made[name] if name in made else constants[name])
+            for field in op.VALUES
+            if (name := getattr(op, field))
+        }
+        end = op.end({field: rows.end for field, rows in seen.items()}, is_last=True)
+        results = DEFINITIONS[type(op)](op, seen, constants, 0, end)
+        made |= dict(zip(results_of(op), results, strict=True))
+    ops = tuple(op for op in program.ops if op.output not in tables)
+    read = {name for op in ops for name in inputs_of(op)}
+    kept = {name: table for name, table in made.items() if name in read}
+    return dataclasses.replace(program, ops=ops), ChainMap(kept, constants)  # type: ignore[arg-type]
