@@ -12,6 +12,7 @@ from subtone.program.convolutions import Conv1d, Conv2d, Stack
 from subtone.program.operation import (
     MAX_FRAMES,
     MAX_SIZE,
+    UNLIMITED,
     Constants,
     constants_of,
     inputs_of,
@@ -203,7 +204,7 @@ def _table_width(name: str, constants: Constants, where: str) -> int:
 
 
 def _check_positions(op: Attention, rows: Mapping[str, int], where: str) -> None:
-    expected = max(0, 2 * rows["query"] - 1) if op.left < 0 else op.left + op.right + 1
+    expected = max(0, 2 * rows["query"] - 1) if UNLIMITED in (op.left, op.right) else op.left + op.right + 1
     require(
         rows["positions"] == expected, f"{where} has {rows['positions']} rows of positions, not {expected}"
     )

@@ -23,11 +23,11 @@ class Attention(Operation):
     """Softmax attention in heads side by side, over the rows from `left` before to `right` after one's own.
 
     With d = width / heads, row t and head h: `score_s = (q_t + content_bias) . k_s`, with `positions` plus
-    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where the sides are
+    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where a side is
     unlimited; times 1 / sqrt(d); `y_t = sum_s softmax(score)_s v_s`. Rows outside the utterance are not seen.
 
     query, key, value (T, width); positions (left + right + 1, width), a value or a constant, or
-    (2 T - 1, width); biases (width,), both or none. -1 is unlimited, on both sides where there are positions.
+    (2 T - 1, width) where a side is unlimited, which is -1; biases (width,).
     """
 
     VALUES: ClassVar = ("query", "key", "value", "positions")
@@ -52,11 +52,6 @@ class Attention(Operation):
         require(width % self.heads == 0, f"{where} has heads={self.heads}, which does not divide {width}")
         others = {field: widths[field] for field in self.VALUES if field in widths}
         require(set(others.values()) == {width}, f"{where} needs equal widths, not {others}")
-        if self.positions:
-            require(
-                (self.left == UNLIMITED) == (self.right == UNLIMITED),
-                f"{where} has left={self.left} and right={self.right}; with positions both are limited, or none",
-            )
         require(
             not self.position_bias or bool(self.positions),
             f"{where} has a position_bias and no positions",

@@ -60,7 +60,7 @@ def _attend(op: Attention, seen: Seen, constants: Constants, own: np.ndarray, ro
     scores = _scores(queries, vector_or_zero(constants, op.content_bias), keys, op.heads)
     if op.positions:
         distance = own[:, None] - places
-        row = (rows - 1 if op.left == UNLIMITED else op.left) - distance
+        row = (rows - 1 if UNLIMITED in (op.left, op.right) else op.left) - distance
         row = np.clip(row, 0, seen["positions"].end - 1)  # of places that are not seen
         of_positions = _heads(seen["positions"], row, op.heads)
         scores = scores + _scores(
