@@ -141,14 +141,15 @@ class Graph:
             )
         return view
 
-    def emit(self, node: Node, op: Op, *, like: View | None = None, factors: tuple[int, ...] = (), axes: Any = None) -> View:
+    def emit(
+        self, node: Node, op: Op, *, like: View | None = None, factors: tuple[int, ...] = (), axes: Any = None
+    ) -> View:
         """`op` computes `node`, which lies as `like`, or with its own `factors` and `axes`."""
         self.ops.append(op)
-        shape = sizes_of(node)
         if like is not None:
             view = dataclasses.replace(like, name=op.output)
         else:
-            rows = shape[next(axis for axis, atoms in enumerate(axes) if atoms == (ROWS,))]
+            rows = sizes_of(node)[next(axis for axis, atoms in enumerate(axes) if atoms == (ROWS,))]
             view = View(op.output, factors, axes, rows)
         self.views[node] = view
         return view
@@ -161,9 +162,9 @@ class Graph:
             )
         return self.tensors[node].detach().to(torch.float32).contiguous().numpy()
 
-    def constant(self, node: Node, *, name: str = "") -> str:
+    def constant(self, node: Node) -> str:
         """The name of a float constant."""
-        name = self.paths.get(node, f"{self.prefix}{node.name}") if not name else name
+        name = self.paths.get(node, f"{self.prefix}{node.name}")
         self.constants[name] = self.array(node)
         return name
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+import subtone.models.operators  # noqa: F401  registers our own operators with torch
 from subtone.export.graph import Graph, UnsupportedOperatorError, arguments_of, sizes_of, source_of
 from subtone.export.views import ROWS, View
 from subtone.program import (
@@ -110,7 +111,9 @@ def _lower_conv2d(graph: Graph, node: Node) -> None:
         **_paddings("feature_padding", padding[1], view.last_padding),
     )
     sizes = sizes_of(node)
-    graph.emit(node, op, factors=(sizes[1], sizes[3]), axes=((), _atom(0, sizes[1]), (ROWS,), _atom(1, sizes[3])))
+    graph.emit(
+        node, op, factors=(sizes[1], sizes[3]), axes=((), _atom(0, sizes[1]), (ROWS,), _atom(1, sizes[3]))
+    )
 
 
 def _pair(sizes: list[int]) -> list[int]:
@@ -125,7 +128,11 @@ def _lower_pad(graph: Graph, node: Node) -> None:
     """Zeros around the rows, or around the last axis: a convolution takes them in."""
     options = arguments_of(node, pad=None, mode="constant", value=None)
     is_plain = options["mode"] == "constant" if node.target is aten.pad.default else True
-    fill = node.args[2] if node.target is aten.constant_pad_nd.default and len(node.args) > 2 else options["value"]
+    fill = (
+        node.args[2]
+        if node.target is aten.constant_pad_nd.default and len(node.args) > 2
+        else options["value"]
+    )
     if not is_plain or fill not in (None, 0, 0.0):
         raise refuse(node, "pads with something other than zeros")
     view = graph.view(node.args[0], allow_padding=True)
@@ -195,7 +202,8 @@ def _lower_batch_norm(graph: Graph, node: Node) -> None:
         None if arg is None else graph.array(arg).astype(np.float64)  # type: ignore[arg-type]
         for arg in node.args[1:5]
     )
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + node.args[6])  # type: ignore[operator]
     bias = (0.0 if beta is None else beta) - mean * gain
     view = graph.columns(node.args[0], 1)  # type: ignore[arg-type]
@@ -205,7 +213,9 @@ def _lower_batch_norm(graph: Graph, node: Node) -> None:
 
 def _emit_affine(graph: Graph, node: Node, view: View, gain: Any, bias: Any) -> None:
     module = f"{graph.prefix}{source_of(node)}"
-    owner = module if f"{module}.gain" not in graph.constants else f"{graph.prefix}{node.name}"  # it may run twice
+    owner = (
+        module if f"{module}.gain" not in graph.constants else f"{graph.prefix}{node.name}"
+    )  # it may run twice
     names = f"{owner}.gain", f"{owner}.shift"
     graph.constants |= {names[0]: gain.astype(np.float32), names[1]: bias.astype(np.float32)}
     op = Affine(input=view.name, output=node.name, gain=names[0], bias=names[1], source=source_of(node))
@@ -232,7 +242,9 @@ def _lower_group_norm(graph: Graph, node: Node) -> None:
     options = arguments_of(node, num_groups=None, weight=None, bias=None, eps=1e-5)
     view = graph.columns(node.args[0], 1)  # type: ignore[arg-type]
     if options["num_groups"] != view.width:
-        raise refuse(node, f"normalizes {view.width} channels in {options['num_groups']} groups, not each alone")
+        raise refuse(
+            node, f"normalizes {view.width} channels in {options['num_groups']} groups, not each alone"
+        )
     op = ChannelNorm(
         input=view.name,
         output=node.name,
@@ -283,7 +295,9 @@ def _emit_clip(graph: Graph, node: Node, low: float | None, high: float | None) 
             f"{source_of(node)} clips to {low} and {high}, which do not ascend; it cannot be packed"
         )
     view = graph.view(node.args[0])
-    graph.emit(node, Clip(input=view.name, output=node.name, low=low, high=high, source=source_of(node)), like=view)
+    graph.emit(
+        node, Clip(input=view.name, output=node.name, low=low, high=high, source=source_of(node)), like=view
+    )
 
 
 def _lower_add(graph: Graph, node: Node) -> None:
@@ -302,12 +316,10 @@ def _lower_add(graph: Graph, node: Node) -> None:
 def _lower_shift(graph: Graph, node: Node, features: Any, shift: Node) -> None:
     """A vector added to every row, broadcast over them."""
     view = graph.view(features)
-    vector = torch.broadcast_to(graph.tensors[shift], [1 if (ROWS,) == a else s for a, s in zip(view.axes, sizes_of(node), strict=True)])
-    if not [atom for atoms in view.axes for atom in atoms if atom != ROWS] == [
-        atom for atom, size in enumerate(view.factors) if size > 1
-    ]:
+    if not view.has_columns(*(axis for axis in range(len(view.axes)) if axis != view.rows_axis)):
         raise refuse(node, "adds a constant to rows whose columns are in another order")
-    bias = vector.detach().to(torch.float32).reshape(-1).numpy()
+    shape = [1 if axis == view.rows_axis else size for axis, size in enumerate(sizes_of(node))]
+    bias = torch.broadcast_to(graph.tensors[shift], shape).detach().to(torch.float32).reshape(-1).numpy()
     _emit_affine(graph, node, view, np.ones_like(bias), bias)
 
 
@@ -319,7 +331,9 @@ def _join(graph: Graph, node: Node, kind: type[Add] | type[Multiply]) -> None:
         )
     if (left.factors, left.axes) != (right.factors, right.axes):
         raise refuse(node, "joins two results whose columns are in different orders")
-    graph.emit(node, kind(left=left.name, right=right.name, output=node.name, source=source_of(node)), like=left)
+    graph.emit(
+        node, kind(left=left.name, right=right.name, output=node.name, source=source_of(node)), like=left
+    )
 
 
 def _lower_multiply(graph: Graph, node: Node) -> None:
@@ -335,9 +349,7 @@ def _lower_multiply(graph: Graph, node: Node) -> None:
     if node.target in (aten.div.Tensor, aten.div.Scalar):
         factor = 1 / factor
     view = graph.view(left if left in graph.views else right)
-    op = Scale(
-        input=view.name, output=node.name, factor=float(np.float32(factor)), source=source_of(node)
-    )
+    op = Scale(input=view.name, output=node.name, factor=float(np.float32(factor)), source=source_of(node))
     graph.emit(node, op, like=view)
 
 
@@ -407,7 +419,9 @@ def _lower_slice(graph: Graph, node: Node) -> None:
         raise refuse(node, "takes some of the frames")
 
 
-def _emit_columns(graph: Graph, node: Node, view: View, axis: int, first: int, count: int, output: str) -> View:
+def _emit_columns(
+    graph: Graph, node: Node, view: View, axis: int, first: int, count: int, output: str
+) -> View:
     axes = [() if atoms != (ROWS,) else atoms for atoms in view.axes]
     axes[axis] = _atom(0, count)
     op = Columns(input=view.name, output=output, first=first, count=count, source=source_of(node))
@@ -468,7 +482,10 @@ def _lower_lstm(graph: Graph, node: Node) -> None:
     options = arguments_of(node, **dict.fromkeys(names))
     if options["bidirectional"]:
         raise refuse(node, "is an LSTM in both directions")
-    if any(state in graph.views or state not in graph.tensors or graph.tensors[state].any() for state in options["hx"]):
+    if any(
+        state in graph.views or state not in graph.tensors or graph.tensors[state].any()
+        for state in options["hx"]
+    ):
         raise refuse(node, "starts an LSTM from states other than zeros")
     view = graph.columns(node.args[0], -1)  # type: ignore[arg-type]
     if view.rows_axis != (1 if options["batch_first"] else 0):
@@ -503,14 +520,17 @@ def _lower_attention(graph: Graph, node: Node) -> None:
     names = ("key", "value", "positions", "content_bias", "position_bias", "heads", "left", "right")
     options = arguments_of(node, **dict.fromkeys(names))
     query, key, value = (
-        graph.columns(source, 2) for source in (node.args[0], options["key"], options["value"])  # type: ignore[arg-type]
+        graph.columns(source, 2)
+        for source in (node.args[0], options["key"], options["value"])  # type: ignore[arg-type]
     )
     positions = ""
     if options["positions"] is not None:
         source = options["positions"]
         positions = graph.constant(source) if source in graph.tensors else graph.columns(source, -1).name
     biases = {
-        role: graph.constant(options[role]) for role in ("content_bias", "position_bias") if options[role] is not None
+        role: graph.constant(options[role])
+        for role in ("content_bias", "position_bias")
+        if options[role] is not None
     }
     for name in biases.values():
         bias = graph.constants[name]
@@ -555,7 +575,9 @@ def _lower_switched_lstm(graph: Graph, node: Node) -> None:
         graph.ops.append(
             Columns(input=view.name, output=narrow, first=0, count=small_inputs, source=source_of(node))
         )
-    small = graph.product(node, narrow, options["small_weight_ih"], options["small_bias"], f"{node.name}.small")
+    small = graph.product(
+        node, narrow, options["small_weight_ih"], options["small_bias"], f"{node.name}.small"
+    )
     recurrent = [graph.weight(options[name]) for name in ("weight_hh", "small_weight_hh")]
     graph.ops += [gates, small]
     op = SwitchedLstm(

@@ -7,7 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
-from subtone.program import Add, Affine, Constant, Conv1d, Op, Relu, inputs_of, vector_of
+from subtone.program import (
+    Add,
+    Affine,
+    Constant,
+    Conv1d,
+    Conv2d,
+    Op,
+    Relu,
+    inputs_of,
+    results_of,
+    vector_of,
+)
 from subtone.qtensor import QTensor
 
 
@@ -66,7 +77,7 @@ def fuse_relu(ops: list[Op], output: str) -> list[Op]:
         if (
             isinstance(op, Relu)
             and readers[op.input] == 1
-            and isinstance(writers.get(op.input), Conv1d | Affine | Add)
+            and isinstance(writers.get(op.input), Conv1d | Conv2d | Affine | Add)
         ):
             fused[op.input] = op.output
     replaced = [
@@ -78,12 +89,22 @@ def fuse_relu(ops: list[Op], output: str) -> list[Op]:
 
 
 def rename_values(ops: list[Op], names: dict[str, str]) -> list[Op]:
-    """`ops` with `names` for some values and v0, v1, ... for the others: torch's names fill a header."""
+    """`ops` with `names` for some values and v0, v1, ... for the others: torch's names fill a header.
+
+    What no op writes keeps its name: an input that `names` holds, or a constant.
+    """
     for op in ops:
-        names.setdefault(op.output, f"v{len(names)}")
-    fields = ("input", "left", "right", "output")
+        for result in results_of(op):
+            names.setdefault(result, f"v{len(names)}")
     return [
-        _changed(op, **{field: names[getattr(op, field)] for field in fields if hasattr(op, field)})
+        _changed(
+            op,
+            **{
+                field: names.get(name, name)
+                for field in (*op.VALUES, *op.RESULTS)
+                if (name := getattr(op, field))
+            },
+        )
         for op in ops
     ]
 
