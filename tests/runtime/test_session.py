@@ -35,7 +35,7 @@ def test_a_file_whose_parts_fit_hears(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"width_in": 80}, "the front end gives num_mels=64, the program takes 80"),
+        ({"width_in": 80}, "the front end gives num_features=64, the program takes 80"),
         ({"width_out": 29}, "2 labels and the blank do not fit the program's 29 outputs"),
         ({"width_out": 2}, "2 labels and the blank do not fit the program's 2 outputs"),
         ({"front_end": {"rate_hz": 16000}}, "the front end lacks"),
