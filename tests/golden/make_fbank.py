@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 
-def features(samples: np.ndarray, *, rate_hz: int = 16000, num_mels: int = 80, high_hz: float = 7600) -> np.ndarray:
+def features(
+    samples: np.ndarray, *, rate_hz: int = 16000, num_mels: int = 80, high_hz: float = 7600
+) -> np.ndarray:
     import kaldi_native_fbank
 
     options = kaldi_native_fbank.FbankOptions()

@@ -30,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ def normalize_from_json(document: object) -> Normalize:
         raise ValueError(
             f"normalize of kind={kind!r} has keys {sorted(document)}, not kind and {sorted(known)}"
         )
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in document.items()
         if name != "kind"
