@@ -74,15 +74,20 @@ def stacked(frames: list[list[float]], stack: int, stride: int) -> list[list[flo
 def normalized_so_far(
     column: list[float], prior_frames: float, mean: float | None, deviation: float | None
 ) -> list[float]:
-    """One feature, each value by the mean and deviation of prior and values up to it; two passes."""
-    mean = column[0] if mean is None else mean
-    deviation = 1.0 if deviation is None else deviation
+    """One feature, each value by the mean and deviation of prior and values up to it; two passes.
+
+    A prior without a mean lies around whatever mean was heard, with a deviation of 3.5.
+    """
     found = []
     for end in range(1, len(column) + 1):
         heard, weight = column[:end], prior_frames + end
-        mean_now = (prior_frames * mean + sum(heard)) / weight
-        # P frames with the prior's mean and deviation lie deviation^2 + (mean - mean_now)^2 away.
-        spread = prior_frames * (deviation**2 + (mean - mean_now) ** 2)
+        if mean is None:
+            mean_now = sum(heard) / end
+            spread = prior_frames * 3.5**2
+        else:
+            mean_now = (prior_frames * mean + sum(heard)) / weight
+            # P frames with the prior's mean and deviation lie deviation^2 + (mean - mean_now)^2 away.
+            spread = prior_frames * (deviation**2 + (mean - mean_now) ** 2)
         variance = (spread + sum((x - mean_now) ** 2 for x in heard)) / weight
         found.append((heard[-1] - mean_now) / (math.sqrt(variance) + 1e-5))
     return found

@@ -8,19 +8,26 @@
 | "causal" | of the frames heard so far, and a prior | yes |
 
 Causal, for frames x[0], x[1], .. of one feature, with a prior of mean m and deviation s worth P
-frames, and n = t + 1:
+frames, and n = t + 1; Q = P:
 
     d[i]    = x[i] - m
-    mean[t] = (d[0] + .. + d[t]) / (P + n)
-    var[t]  = (P s^2 + d[0]^2 + .. + d[t]^2) / (P + n) - mean[t]^2
+    mean[t] = (d[0] + .. + d[t]) / (Q + n)
+    var[t]  = (P s^2 + d[0]^2 + .. + d[t]^2 - (Q + n) mean[t]^2) / (P + n)
     y[t]    = (d[t] - mean[t]) / (sqrt(var[t]) + 1e-5)
 
 which are the mean and deviation of P frames like the prior followed by n real ones. Without a
-given prior m = x[0] and s = 1: the first frame is then 0 exactly, and a change of loudness moves
-no feature (it adds a constant to all that are above the floor). Sums are float64, added one
-after the other, so that they have the same bits wherever a stream is cut; taking m away first
-keeps their difference as exact as var itself. Rejected: a forgetting factor. It would follow a
-change of room, but also forget the speaker in a pause.
+given prior only the deviation is worth P frames: m = x[0] with Q = 0, so that the mean is that of
+what was heard, and s = 3.5. The first frame is then 0 exactly, and a change of loudness moves no
+feature (it adds a constant to all that are above the floor).
+
+Sums are float64, added one after the other, so that they have the same bits wherever a stream is
+cut; taking m away first keeps their difference as exact as var itself. Rejected: a forgetting
+factor. It would follow a change of room, but also forget the speaker in a pause.
+
+Measured on 40 utterances of test-clean-a (KaldiFbank; root mean square distance to "per_feature",
+in deviations, over the first second and over all): global 0.43 and 0.43; a prior from train-clean
+0.52 and 0.25 worth 30 frames, 0.41 and 0.23 worth 100, 0.40 and 0.28 worth 300; without a prior
+0.95 and 0.44 worth 100, but 1.68 and 0.82 if the first frame and a deviation of 1 were worth 100.
 
 Letters: T frames, F features.
 """
@@ -37,6 +44,8 @@ from numpy.typing import NDArray
 
 STD_FLOOR = np.float32(1e-5)
 """Added to each feature's deviation: silence becomes zeros instead of a division by 0."""
+SPEECH_DEVIATION = 3.5
+"""Of a log-mel feature in speech, about: KaldiFbank's 80 have 2.4 to 4.6 in 40 utterances of train-clean."""
 BY_NAME = ("per_feature", "none")
 LARGEST_VALUE = 1e9
 
@@ -60,8 +69,8 @@ class GlobalNormalize:
 class CausalNormalize:
     """By the frames heard so far and a prior worth `prior_frames` of them; the module's equation.
 
-    `mean` and `deviation` are the prior's, one of each per feature, or both None: the first frame
-    and 1.
+    `mean` and `deviation` are the prior's, one of each per feature, or both None: no mean, and a
+    deviation of 3.5 for all.
 
     ValueError: `prior_frames` is below 0, or the prior is none.
     """
@@ -180,10 +189,12 @@ class _Running:
         shape = (2, 1, features.shape[1])
         added = np.concatenate([np.broadcast_to(self._sums, shape), np.stack([away, away * away])], axis=1)
         sums = np.add.accumulate(added, axis=1)[:, 1:]
-        weight = prior_frames + self._num_frames + np.arange(1, len(features) + 1)[:, None]
-        deviation = np.array(1.0 if self._prior.deviation is None else self._prior.deviation, np.float64)
-        mean = sums[0] / weight
-        variance = (prior_frames * deviation * deviation + sums[1]) / weight - mean * mean
+        heard = self._num_frames + np.arange(1, len(features) + 1)[:, None]
+        weight = prior_frames + heard
+        deviation = np.array(self._prior.deviation or SPEECH_DEVIATION, np.float64)
+        of_mean = heard if self._prior.mean is None else weight
+        mean = sums[0] / of_mean
+        variance = (prior_frames * deviation * deviation + sums[1] - of_mean * mean * mean) / weight
         self._sums = sums[:, -1:].copy()
         self._num_frames += len(features)
         return ((away - mean) / (np.sqrt(np.maximum(variance, 0)) + 1e-5)).astype(np.float32)
