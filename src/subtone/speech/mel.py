@@ -51,7 +51,7 @@ def mel_filters(sizes: FilterSizes) -> NDArray[np.float32]:
     to_mel = _slaney_mel if sizes.scale == "slaney" else _kaldi_mel
     low_mel, high_mel = to_mel(np.array([sizes.low_hz, sizes.high_hz], np.float64)).tolist()
     corners = np.linspace(low_mel, high_mel, sizes.num_mels + 2, dtype=np.float64)
-    bins: NDArray[np.float64] = np.arange(sizes.fft_size // 2 + 1) * (sizes.rate_hz / sizes.fft_size)
+    bins = np.arange(sizes.fft_size // 2 + 1, dtype=np.float64) * (sizes.rate_hz / sizes.fft_size)
     if sizes.scale == "slaney":
         corners = _slaney_hz(corners)
     else:
