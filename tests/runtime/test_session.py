@@ -11,7 +11,9 @@ from tests.runtime.small_programs import program_of
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, write_packed
 from subtone.program import Conv1d
 from subtone.runtime.session import Session
+from subtone.speech.fbank import KaldiFbank
 from subtone.speech.features import FrontEnd
+from subtone.speech.normalize import CausalNormalize
 from subtone.speech.text import CharTokenizer
 
 
@@ -32,13 +34,28 @@ def test_a_file_whose_parts_fit_hears(tmp_path: Path) -> None:
     assert set(session.recognizer.hear(np.zeros(16000))) <= {" ", "a"}
 
 
+def test_a_file_keeps_a_front_end_that_stacks_and_streams(tmp_path: Path) -> None:
+    front_end = KaldiFbank(
+        num_mels=40,
+        stack=3,
+        stride=3,
+        normalize=CausalNormalize(mean=(-8.0625,) * 40, deviation=(3.3,) * 40),
+    )
+    path = written(tmp_path / "m.subtone", width_in=120, front_end=front_end.to_json())
+    session = Session.load(path)
+    assert session.recognizer.front_end == front_end
+    assert set(session.recognizer.hear(np.zeros(16000))) <= {" ", "a"}
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"width_in": 80}, "the front end gives num_mels=64, the program takes 80"),
+        ({"width_in": 80}, "the front end gives num_features=64, the program takes 80"),
         ({"width_out": 29}, "2 labels and the blank do not fit the program's 29 outputs"),
         ({"width_out": 2}, "2 labels and the blank do not fit the program's 2 outputs"),
         ({"front_end": {"rate_hz": 16000}}, "the front end lacks"),
+        ({"front_end": {"kind": "mfcc"}}, "the front end has kind='mfcc'; use log_mel or fbank"),
+        ({"front_end": KaldiFbank(stack=2).to_json()}, "the front end gives num_features=160"),
         ({"front_end": {**FrontEnd().to_json(), "num_mels": "64"}}, "num_mels='64' is not a finite int"),
         ({"tokenizer": {"kind": "pieces", "labels": ["a"]}}, "the tokenizer's kind='pieces' is unknown"),
     ],

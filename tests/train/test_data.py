@@ -17,6 +17,7 @@ import torch
 from subtone.models import build, preset
 from subtone.speech.audio import AudioError, read_audio
 from subtone.speech.data import Utterance, read_manifest
+from subtone.speech.fbank import KaldiFbank
 from subtone.speech.features import FrontEnd
 from subtone.speech.synth import Corpus
 from subtone.train import data
@@ -91,6 +92,15 @@ def test_features_are_computed_once_and_not_beyond_the_limit(utterances, monkeyp
     assert dataset.features(cuts[0]) is first
     monkeypatch.setattr(data, "MAX_CACHE_BYTES", first.nbytes)
     assert dataset.features(cuts[1]) is not dataset.features(cuts[1])
+
+
+def test_a_batch_is_as_wide_as_the_rows_of_a_front_end_that_stacks(utterances) -> None:
+    front_end = KaldiFbank(num_mels=40, stack=3, stride=3)
+    cuts = cuts_of(utterances[:2], rate_hz=16000)
+    batch = FeatureDataset(front_end, ENGLISH)[cuts]
+    rows = [front_end(read_audio(utterance.audio_path)) for utterance in utterances[:2]]
+    assert batch.features.shape == (2, 120, max(map(len, rows)))
+    assert np.array_equal(batch.features[0, :, : len(rows[0])].T.numpy(), rows[0])
 
 
 def test_threads_that_ask_for_one_cut_keep_and_count_it_once(utterances) -> None:

@@ -23,7 +23,8 @@ from subtone.files import replacing
 from subtone.models import Network, build
 from subtone.models.nemo import load_nemo
 from subtone.qtensor import QTensor
-from subtone.speech.features import FrontEnd
+from subtone.speech.features import front_end_from_json
+from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.recognize import Recognizer
 from subtone.speech.text import CharTokenizer
 
@@ -66,7 +67,7 @@ class Checkpoint:
     """
 
     network: Network
-    front_end: FrontEnd
+    front_end: MelFrontEnd
     tokenizer: CharTokenizer
     quantization: Quantization | None = None
 
@@ -173,7 +174,7 @@ def _load_folder(path: Path) -> Checkpoint:
         network.load_state_dict(state)
         return Checkpoint(
             network=network.eval(),
-            front_end=FrontEnd.from_json(document["front_end"]),
+            front_end=front_end_from_json(document["front_end"]),
             tokenizer=CharTokenizer.from_json(document["tokenizer"]),
             quantization=quantization,
         )

@@ -14,7 +14,7 @@ from subtone.quantize.method import Batch, TrainingMethod, decoded_twin
 from subtone.quantize.rules import Recipe
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
-from subtone.speech.features import FrontEnd
+from subtone.speech.front_end import MelFrontEnd
 
 
 def quantize_checkpoint(
@@ -74,7 +74,7 @@ def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> N
 
 
 def _features(
-    utterances: Sequence[Utterance], front_end: FrontEnd, progress: Callable[[int, int], None] | None
+    utterances: Sequence[Utterance], front_end: MelFrontEnd, progress: Callable[[int, int], None] | None
 ) -> Iterator[Batch]:
     for index, utterance in enumerate(utterances):
         features = torch.from_numpy(front_end(read_audio(utterance.audio_path, front_end.rate_hz)))

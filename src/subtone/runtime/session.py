@@ -7,7 +7,7 @@ from pathlib import Path
 
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, read_packed
 from subtone.runtime.engine import load_engine
-from subtone.speech.features import FrontEnd
+from subtone.speech.features import front_end_from_json
 from subtone.speech.recognize import Logits, Recognizer
 from subtone.speech.text import CharTokenizer
 
@@ -52,10 +52,10 @@ class Session:
 def _recognizer(model: PackedModel, logits: Logits) -> Recognizer:
     """ValueError where the front end or the labels are not as the program needs them."""
     program = model.program
-    front_end, tokenizer = FrontEnd.from_json(model.front_end), CharTokenizer.from_json(model.tokenizer)
-    if front_end.num_mels != program.input_width:
+    front_end, tokenizer = front_end_from_json(model.front_end), CharTokenizer.from_json(model.tokenizer)
+    if front_end.num_features != program.input_width:
         raise ValueError(
-            f"the front end gives num_mels={front_end.num_mels}, the program takes {program.input_width}"
+            f"the front end gives num_features={front_end.num_features}, the program takes {program.input_width}"
         )
     if tokenizer.blank_index + 1 != program.output_width:
         raise ValueError(

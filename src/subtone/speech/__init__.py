@@ -3,14 +3,22 @@
 from subtone.speech.audio import AudioError, audio_blocks, check_samples, read_audio
 from subtone.speech.data import Utterance, read_manifest, spread, write_manifest
 from subtone.speech.decode import collapse_ctc, greedy_ctc
-from subtone.speech.features import FrontEnd
+from subtone.speech.fbank import KaldiFbank
+from subtone.speech.features import FrontEnd, front_end_from_json
+from subtone.speech.front_end import FeatureStream, MelFrontEnd
+from subtone.speech.normalize import CausalNormalize, GlobalNormalize, statistics_of
 from subtone.speech.recognize import Recognizer, Transcript
 from subtone.speech.text import CharTokenizer, WordErrors, word_errors
 
 __all__ = [
     "AudioError",
+    "CausalNormalize",
     "CharTokenizer",
+    "FeatureStream",
     "FrontEnd",
+    "GlobalNormalize",
+    "KaldiFbank",
+    "MelFrontEnd",
     "Recognizer",
     "Transcript",
     "Utterance",
@@ -18,10 +26,12 @@ __all__ = [
     "audio_blocks",
     "check_samples",
     "collapse_ctc",
+    "front_end_from_json",
     "greedy_ctc",
     "read_audio",
     "read_manifest",
     "spread",
+    "statistics_of",
     "word_errors",
     "write_manifest",
 ]

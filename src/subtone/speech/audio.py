@@ -66,8 +66,17 @@ def audio_blocks(path: str | os.PathLike, rate_hz: int = 16000) -> Iterator[NDAr
             yield rest
 
 
-def check_samples(samples: NDArray, *, rate_hz: int = 16000, name: str = "samples") -> NDArray[np.float32]:
+def check_samples(
+    samples: NDArray,
+    *,
+    rate_hz: int = 16000,
+    name: str = "samples",
+    num_before: int = 0,
+    may_be_empty: bool = False,
+) -> NDArray[np.float32]:
     """`samples` as float32 (S,), if they are a sound: one channel, S >= 1, floating, finite.
+
+    Of a stream they are the next ones, after `num_before`, and there may be none.
 
     Returns the array itself where it is float32 already. AudioError names the time of the first
     bad value, counted at `rate_hz`.
@@ -80,9 +89,10 @@ def check_samples(samples: NDArray, *, rate_hz: int = 16000, name: str = "sample
         raise AudioError(f"{name} of shape {shape} are not one channel; pass a NumPy array of shape (S,)")
     if not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(f"{name} are {samples.dtype}; pass floats within -1 to 1 (int16: divide by 32768)")
-    if samples.size == 0:
+    if samples.size:
+        _check_values(samples[:, None], f"{name}: ", num_before, rate_hz)
+    elif not may_be_empty:
         raise AudioError(f"{name} are empty; pass at least one sample")
-    _check_values(samples[:, None], f"{name}: ", 0, rate_hz)
     return samples.astype(np.float32, copy=False)
 
 

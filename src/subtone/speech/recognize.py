@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from subtone.speech.audio import audio_blocks, check_samples
 from subtone.speech.decode import collapse_ctc
-from subtone.speech.features import FrontEnd
+from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.text import CharTokenizer
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -36,7 +36,7 @@ class Transcript:
 class Recognizer:
     """Sound to words by a CTC model that hears whole utterances.
 
-    * `logits`: features (T, num_mels) to (T', V), T' = ceil(T / frames_per_step), V one more
+    * `logits`: features (T, num_features) to (T', V), T' = ceil(T / frames_per_step), V one more
       than the tokenizer's labels. Frame j of them lies at feature frame `j * frames_per_step`.
     * A sound of at most `window_s` is one window: front end, model, greedy CTC, nothing else.
     * A longer one is cut into windows of `window_s` which share `overlap_s`; the last two are
@@ -46,7 +46,7 @@ class Recognizer:
       if there is none, in the middle.
     """
 
-    front_end: FrontEnd
+    front_end: MelFrontEnd
     tokenizer: CharTokenizer
     frames_per_step: int
     logits: Logits
@@ -118,6 +118,8 @@ class Recognizer:
     def _path(self, window: NDArray[np.float32]) -> NDArray[np.intp]:
         """The model's best label at each step of one window."""
         features = self.front_end(window)
+        if not len(features):  # Kaldi's convention has no frame for less than half a hop
+            return np.zeros(0, np.intp)
         logits = self.logits(features)
         expected = (-(-len(features) // self.frames_per_step), self.tokenizer.blank_index + 1)
         if logits.shape != expected:

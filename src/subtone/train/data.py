@@ -1,8 +1,8 @@
-"""Utterances as batches of features: Lhotse draws the batches, FrontEnd computes the features.
+"""Utterances as batches of features: Lhotse draws the batches, a front end computes the features.
 
 Lhotse's part is a map-style dataset and a bucketing sampler: batches of like lengths, each
 utterance once an epoch, split between processes where there are several. (Its iterable wrapper
-repeats data across workers.) Features come from the same FrontEnd that serves, so what is trained
+repeats data across workers.) Features come from the same front end that serves, so what is trained
 on is what is heard; they are kept in memory after the first epoch, up to a limit.
 
 Letters: B utterances, F features, T frames, U labels of all utterances together.
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
-from subtone.speech.features import FrontEnd
+from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.text import CharTokenizer, reference_of
 from subtone.train.epochs import Epochs
 
@@ -110,7 +110,7 @@ def frames_needed(labels: Sequence[int]) -> int:
 def check_utterances(
     name: str,
     utterances: Sequence[Utterance],
-    front_end: FrontEnd,
+    front_end: MelFrontEnd,
     tokenizer: CharTokenizer,
     frames_per_step: int,
     *,
@@ -151,7 +151,7 @@ class FeatureDataset(Dataset[Batch]):
         AudioError: sound that cannot be read. Each names the file.
     """
 
-    def __init__(self, front_end: FrontEnd, tokenizer: CharTokenizer, *, frames_per_step: int = 1) -> None:
+    def __init__(self, front_end: MelFrontEnd, tokenizer: CharTokenizer, *, frames_per_step: int = 1) -> None:
         self.front_end = front_end
         self.tokenizer = tokenizer
         self.frames_per_step = frames_per_step
@@ -168,7 +168,7 @@ class FeatureDataset(Dataset[Batch]):
         for cut, values, of_one in zip(drawn, features, labels, strict=True):
             self._check_frames(cut, len(values), of_one)
         lengths = [len(rows) for rows in features]
-        padded = torch.zeros(len(drawn), self.front_end.num_mels, max(lengths))
+        padded = torch.zeros(len(drawn), self.front_end.num_features, max(lengths))
         for row, values in zip(padded, features, strict=True):
             row[:, : len(values)] = torch.from_numpy(values).T
         return Batch(
@@ -198,9 +198,10 @@ class FeatureDataset(Dataset[Batch]):
         """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
         steps = num_steps(num_frames, self.frames_per_step)
         needed, speed = frames_needed(labels), cut.custom["speed"]
+        heard_s = num_frames * self.front_end.hop_samples / self.front_end.rate_hz * speed
         if needed > steps:
             raise ValueError(
-                f"{path_of(cut)}: its {num_frames * self.front_end.hop_ms / 1000 * speed:.2f} s of sound (by its "
+                f"{path_of(cut)}: its {heard_s:.2f} s of sound (by its "
                 f"manifest {cut.duration * speed:.2f}) give {steps} frames for {needed} labels of "
                 f"{cut.supervisions[0].text!r:.60}; copy the file again or leave it out"
             )

@@ -26,6 +26,7 @@ from subtone.models import Network, build, preset
 from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
+from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.text import CharTokenizer, WordErrors
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader, longest_s
 from subtone.train.module import CtcModule
@@ -52,7 +53,7 @@ def fit(
     settings: TrainSettings,
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
-    front_end: FrontEnd | None = None,
+    front_end: MelFrontEnd | None = None,
     tokenizer: CharTokenizer = ENGLISH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
@@ -75,7 +76,7 @@ def fit(
     front_end = front_end or FrontEnd()
     torch.manual_seed(settings.seed)
     config = dataclasses.replace(
-        preset(settings.model), num_features=front_end.num_mels, num_outputs=len(tokenizer.labels) + 1
+        preset(settings.model), num_features=front_end.num_features, num_outputs=len(tokenizer.labels) + 1
     )
     network = build(config.to_json())
     module = CtcModule(network, tokenizer=tokenizer, settings=settings)
@@ -85,7 +86,7 @@ def fit(
 
 
 def check_speech(
-    module: CtcModule, *, train: Sequence[Utterance], dev: Sequence[Utterance], front_end: FrontEnd
+    module: CtcModule, *, train: Sequence[Utterance], dev: Sequence[Utterance], front_end: MelFrontEnd
 ) -> None:
     """ValueError if `run` could not learn from `train` or be measured on `dev`, which may be empty."""
     steps = cast(Network, module.network).frames_per_step
@@ -101,7 +102,7 @@ def run(
     *,
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
-    front_end: FrontEnd,
+    front_end: MelFrontEnd,
     progress: Callable[[int, int], None] | None = None,
     callbacks: Sequence[Callback] = (),
     precision: Precision | None = None,
@@ -146,7 +147,7 @@ def run(
 
 
 def digest_of(
-    train: Sequence[Utterance], front_end: FrontEnd, tokenizer: CharTokenizer, network: nn.Module
+    train: Sequence[Utterance], front_end: MelFrontEnd, tokenizer: CharTokenizer, network: nn.Module
 ) -> str:
     """What a run begins with, so that another is not taken for it: who says what in which file (its folder's
     name and its own) of how many bytes and seconds, the features and labels, and the weights before the
