@@ -1,18 +1,27 @@
 """Sound in, words out, in NumPy: the same code trains a model and serves a packed file."""
 
 from subtone.speech.audio import AudioError, audio_blocks, check_samples, read_audio
+from subtone.speech.ctc_search import CtcBeamSearch, CtcGreedySearch
 from subtone.speech.data import Utterance, read_manifest, spread, write_manifest
 from subtone.speech.decode import collapse_ctc, greedy_ctc
 from subtone.speech.features import FrontEnd
 from subtone.speech.recognize import Recognizer, Transcript
+from subtone.speech.search import Hypothesis
 from subtone.speech.text import CharTokenizer, WordErrors, word_errors
+from subtone.speech.transducer_search import TransducerBeamSearch, TransducerGreedySearch, TransducerModel
 
 __all__ = [
     "AudioError",
     "CharTokenizer",
+    "CtcBeamSearch",
+    "CtcGreedySearch",
     "FrontEnd",
+    "Hypothesis",
     "Recognizer",
     "Transcript",
+    "TransducerBeamSearch",
+    "TransducerGreedySearch",
+    "TransducerModel",
     "Utterance",
     "WordErrors",
     "audio_blocks",
