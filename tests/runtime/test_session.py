@@ -40,7 +40,7 @@ def test_a_file_whose_parts_fit_hears(tmp_path: Path) -> None:
         ({"width_out": 2}, "2 labels and the blank do not fit the program's 2 outputs"),
         ({"front_end": {"rate_hz": 16000}}, "the front end lacks"),
         ({"front_end": {**FrontEnd().to_json(), "num_mels": "64"}}, "num_mels='64' is not a finite int"),
-        ({"tokenizer": {"kind": "pieces", "labels": ["a"]}}, "the tokenizer's kind='pieces' is unknown"),
+        ({"tokenizer": {"kind": "tones", "labels": ["a"]}}, "the tokenizer's kind='tones' is unknown"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_and_the_file_is_named(

@@ -5,9 +5,10 @@ from subtone.speech.ctc_search import CtcBeamSearch, CtcGreedySearch
 from subtone.speech.data import Utterance, read_manifest, spread, write_manifest
 from subtone.speech.decode import collapse_ctc, greedy_ctc
 from subtone.speech.features import FrontEnd
+from subtone.speech.pieces import PieceTokenizer, tokenizer_from_json
 from subtone.speech.recognize import Recognizer, Transcript
 from subtone.speech.search import Hypothesis
-from subtone.speech.text import CharTokenizer, WordErrors, word_errors
+from subtone.speech.text import CharTokenizer, Tokenizer, WordErrors, word_errors
 from subtone.speech.transducer_search import TransducerBeamSearch, TransducerGreedySearch, TransducerModel
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "CtcGreedySearch",
     "FrontEnd",
     "Hypothesis",
+    "PieceTokenizer",
     "Recognizer",
+    "Tokenizer",
     "Transcript",
     "TransducerBeamSearch",
     "TransducerGreedySearch",
@@ -31,6 +34,7 @@ __all__ = [
     "read_audio",
     "read_manifest",
     "spread",
+    "tokenizer_from_json",
     "word_errors",
     "write_manifest",
 ]
