@@ -93,7 +93,7 @@ def test_text_is_normalized_as_by_characters(text):
 
 def test_a_reference_in_pieces_names_its_file_where_digits_would_be_lost():
     assert reference_of("B\u00e1  b\u2019A!", PIECES, "a.wav") == "ba b'a"
-    with pytest.raises(ValueError, match="^a.wav: text='a 7' holds digits, which the model cannot spell"):
+    with pytest.raises(ValueError, match=r"^a\.wav: text='a 7' holds digits, which the model cannot spell"):
         reference_of("a 7", PIECES, "a.wav")
 
 

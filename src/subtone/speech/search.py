@@ -60,8 +60,8 @@ class Search(abc.ABC):
         """Takes the next frames, shape (t, width), any t from 0.
 
         Raises:
-            ValueError: after `finish`; another shape; a value that is no number. Nothing of
-                these frames is taken then.
+            ValueError: after `finish`; another shape; a value that is no number. None of these
+                frames is taken then; of those a model fails at, only the ones before.
         """
         if self._is_finished:
             raise ValueError("push after finish: make a new search for the next utterance")
