@@ -28,7 +28,17 @@ MAY_IMPORT = {
 """Part -> the parts it may import; `cli`, `demo` and the package itself see all."""
 
 TORCH_FREE = ("numerics", "files", "qtensor", "program", "speech", "pack", "runtime")
-TORCH_SIDE = {"torch", "lightning", "lhotse", "pydantic", "yaml", "safetensors", "onnx", "onnxruntime"}
+TORCH_SIDE = {
+    "torch",
+    "lightning",
+    "lhotse",
+    "pydantic",
+    "yaml",
+    "safetensors",
+    "sentencepiece",
+    "onnx",
+    "onnxruntime",
+}
 
 
 def part_of(path: Path) -> str:

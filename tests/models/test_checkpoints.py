@@ -20,7 +20,8 @@ from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import symmetric_grid
 from subtone.qtensor import QTensor
 from subtone.speech.features import FrontEnd
-from subtone.speech.text import CharTokenizer
+from subtone.speech.pieces import PieceTokenizer
+from subtone.speech.text import CharTokenizer, Tokenizer
 
 LABELS = (" ", "a", "b")
 CONFIG = QuartzNetConfig(
@@ -81,8 +82,9 @@ def same_weights(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     )
 
 
-def test_a_float_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    before = checkpoint()
+@pytest.mark.parametrize("tokenizer", [CharTokenizer(LABELS), PieceTokenizer(("\u2581", "a"), (-1.5, -2.0))])
+def test_a_float_checkpoint_comes_back_as_it_was(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    before = checkpoint(tokenizer=tokenizer)
     save_checkpoint(tmp_path / "float", before)
     after = load_checkpoint(tmp_path / "float")
     assert same_weights(before.network, after.network)

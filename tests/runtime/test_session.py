@@ -11,9 +11,11 @@ from tests.runtime.small_programs import program_of
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, write_packed
 from subtone.program import Conv1d
 from subtone.runtime.session import Session
+from subtone.speech.decode import greedy_ctc
 from subtone.speech.fbank import KaldiFbank
 from subtone.speech.features import FrontEnd
 from subtone.speech.normalize import CausalNormalize
+from subtone.speech.pieces import PieceTokenizer
 from subtone.speech.text import CharTokenizer
 
 
@@ -47,6 +49,17 @@ def test_a_file_keeps_a_front_end_that_stacks_and_streams(tmp_path: Path) -> Non
     assert set(session.recognizer.hear(np.zeros(16000))) <= {" ", "a"}
 
 
+def test_a_file_whose_labels_are_pieces_of_words_hears(tmp_path: Path) -> None:
+    pieces = PieceTokenizer(("\u2581", "a", "\u2581a"), (-1.5, -2.0, -3.0))
+    path = written(tmp_path / "m.subtone", width_out=4, tokenizer=pieces.to_json())
+    session = Session.load(path)
+    assert session.recognizer.tokenizer == pieces
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    logits = session.logits(session.recognizer.front_end(samples))
+    text = pieces.decode(greedy_ctc(logits, pieces.blank_index))
+    assert session.recognizer.hear(samples) == " ".join(text.split()) != ""
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -57,7 +70,11 @@ def test_a_file_keeps_a_front_end_that_stacks_and_streams(tmp_path: Path) -> Non
         ({"front_end": {"kind": "mfcc"}}, "the front end has kind='mfcc'; use log_mel or fbank"),
         ({"front_end": KaldiFbank(stack=2).to_json()}, "the front end gives num_features=160"),
         ({"front_end": {**FrontEnd().to_json(), "num_mels": "64"}}, "num_mels='64' is not a finite int"),
-        ({"tokenizer": {"kind": "pieces", "labels": ["a"]}}, "the tokenizer's kind='pieces' is unknown"),
+        (
+            {"tokenizer": {"kind": "pieces", "labels": ["a"]}},
+            "a tokenizer of pieces needs the keys kind, labels",
+        ),
+        ({"tokenizer": {"kind": "tones", "labels": ["a"]}}, "the tokenizer's kind='tones' is unknown"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_and_the_file_is_named(

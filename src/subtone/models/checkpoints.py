@@ -25,8 +25,9 @@ from subtone.models.nemo import load_nemo
 from subtone.qtensor import QTensor
 from subtone.speech.features import front_end_from_json
 from subtone.speech.front_end import MelFrontEnd
+from subtone.speech.pieces import tokenizer_from_json
 from subtone.speech.recognize import Recognizer
-from subtone.speech.text import CharTokenizer
+from subtone.speech.text import Tokenizer
 
 FORMAT, VERSION = "subtone-checkpoint", 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
@@ -68,7 +69,7 @@ class Checkpoint:
 
     network: Network
     front_end: MelFrontEnd
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     quantization: Quantization | None = None
 
     def require_float(self) -> None:
@@ -175,7 +176,7 @@ def _load_folder(path: Path) -> Checkpoint:
         return Checkpoint(
             network=network.eval(),
             front_end=front_end_from_json(document["front_end"]),
-            tokenizer=CharTokenizer.from_json(document["tokenizer"]),
+            tokenizer=tokenizer_from_json(document["tokenizer"]),
             quantization=quantization,
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, read_packed
 from subtone.runtime.engine import load_engine
 from subtone.speech.features import front_end_from_json
+from subtone.speech.pieces import tokenizer_from_json
 from subtone.speech.recognize import Logits, Recognizer
-from subtone.speech.text import CharTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Session:
 def _recognizer(model: PackedModel, logits: Logits) -> Recognizer:
     """ValueError where the front end or the labels are not as the program needs them."""
     program = model.program
-    front_end, tokenizer = front_end_from_json(model.front_end), CharTokenizer.from_json(model.tokenizer)
+    front_end, tokenizer = front_end_from_json(model.front_end), tokenizer_from_json(model.tokenizer)
     if front_end.num_features != program.input_width:
         raise ValueError(
             f"the front end gives num_features={front_end.num_features}, the program takes {program.input_width}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from subtone.speech.audio import audio_blocks, check_samples
 from subtone.speech.decode import collapse_ctc
 from subtone.speech.front_end import MelFrontEnd
-from subtone.speech.text import CharTokenizer
+from subtone.speech.text import Tokenizer
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -47,7 +47,7 @@ class Recognizer:
     """
 
     front_end: MelFrontEnd
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     frames_per_step: int
     logits: Logits
     window_s: float = 30.0

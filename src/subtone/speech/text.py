@@ -5,9 +5,36 @@ from __future__ import annotations
 import dataclasses
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import jiwer
+
+
+class Tokenizer(Protocol):
+    """Text to labels and back: `CharTokenizer`, `PieceTokenizer`. The blank comes after the last label."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each label stands for."""
+
+    @property
+    def blank_index(self) -> int: ...
+
+    @property
+    def alphabet(self) -> tuple[str, ...]:
+        """The characters that a text may have."""
+
+    def encode(self, text: str) -> list[int]:
+        """The labels of `text`; ValueError at a character outside the alphabet."""
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of label indices; ValueError at the blank and beyond."""
+
+    def normalize(self, text: str) -> str:
+        """`text` in the alphabet."""
+
+    def to_json(self) -> dict: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +60,19 @@ class CharTokenizer:
     def blank_index(self) -> int:
         return len(self.labels)
 
+    @property
+    def alphabet(self) -> tuple[str, ...]:
+        return self.labels
+
     def encode(self, text: str) -> list[int]:
         """Label of each character; ValueError at one that has none (see `normalize`)."""
+        check_alphabet(text, self.labels)
         index_of = {label: index for index, label in enumerate(self.labels)}
-        for character in text:
-            if character not in index_of:
-                raise ValueError(
-                    f"character {character!r} of {text!r:.60} is no label; normalize the text or "
-                    f"leave the utterance out (labels: {''.join(self.labels)!r})"
-                )
         return [index_of[character] for character in text]
 
     def decode(self, indices: Iterable[int]) -> str:
-        """The characters of label indices, blanks not among them."""
-        return "".join(self.labels[index] for index in indices)
+        """The characters of label indices; ValueError at the blank and beyond."""
+        return spelled(self.labels, indices)
 
     def normalize(self, text: str) -> str:
         """`text` in these labels: lower case and without accents where the labels lack them.
@@ -57,16 +83,7 @@ class CharTokenizer:
         >>> CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'")).normalize("Don\u2019t  stop, Ren\u00e9e!")
         "don't stop renee"
         """
-        composed = unicodedata.normalize("NFC", text).replace("\u2019", "'")
-        return " ".join("".join(map(self._spell, composed)).split())
-
-    def _spell(self, character: str) -> str:
-        """`character` in these labels: as it is, in the other case, or its parts without accents."""
-        for candidate in (character, character.lower(), character.upper()):
-            if candidate in self.labels:
-                return candidate
-        parts = [part for part in unicodedata.normalize("NFKD", character) if not unicodedata.combining(part)]
-        return " " if parts == [character] else "".join(map(self._spell, parts))
+        return normalized(text, self.labels)
 
     def to_json(self) -> dict:
         return {"kind": "characters", "labels": list(self.labels)}
@@ -83,7 +100,48 @@ class CharTokenizer:
         return cls(tuple(document["labels"]))
 
 
-def reference_of(text: str, tokenizer: CharTokenizer, audio_path: str | os.PathLike) -> str:
+def check_alphabet(text: str, alphabet: Collection[str]) -> None:
+    """ValueError at a character that no label can spell."""
+    for character in text:
+        if character not in alphabet:
+            raise ValueError(
+                f"character {character!r} of {text!r:.60} is no label; normalize the text or "
+                f"leave the utterance out (labels: {''.join(alphabet)!r})"
+            )
+
+
+def spelled(labels: Sequence[str], indices: Iterable[int]) -> str:
+    """What label indices spell; ValueError at one that is no label.
+
+    >>> spelled(("a", "b"), [1, 0])
+    'ba'
+    """
+    found = []
+    for index in indices:
+        if not 0 <= index < len(labels):
+            raise ValueError(
+                f"label={index} is none of {len(labels)} labels; drop blanks before, and use 0 to {len(labels) - 1}"
+            )
+        found.append(labels[index])
+    return "".join(found)
+
+
+def normalized(text: str, alphabet: Collection[str]) -> str:
+    """`text` in the characters of `alphabet`, as `CharTokenizer.normalize` says."""
+    composed = unicodedata.normalize("NFC", text).replace("\u2019", "'")
+    return " ".join("".join(_spell(character, alphabet) for character in composed).split())
+
+
+def _spell(character: str, alphabet: Collection[str]) -> str:
+    """`character` in the alphabet: as it is, in the other case, or its parts without accents."""
+    for candidate in (character, character.lower(), character.upper()):
+        if candidate in alphabet:
+            return candidate
+    parts = [part for part in unicodedata.normalize("NFKD", character) if not unicodedata.combining(part)]
+    return " " if parts == [character] else "".join(_spell(part, alphabet) for part in parts)
+
+
+def reference_of(text: str, tokenizer: Tokenizer, audio_path: str | os.PathLike) -> str:
     """What was said in `audio_path`, in the tokenizer's labels: what is learnt and what is scored.
 
     ValueError at a digit that the labels lack: `normalize` would drop it, which changes what is right.
@@ -91,7 +149,7 @@ def reference_of(text: str, tokenizer: CharTokenizer, audio_path: str | os.PathL
     >>> reference_of("It's FIVE o'clock.", CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'")), "a.wav")
     "it's five o'clock"
     """
-    if any(character.isdigit() and character not in tokenizer.labels for character in text):
+    if any(character.isdigit() and character not in tokenizer.alphabet for character in text):
         raise ValueError(
             f"{os.fspath(audio_path)}: text={text!r:.60} holds digits, which the model cannot spell; "
             "write numbers out in the manifest"

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.front_end import MelFrontEnd
-from subtone.speech.text import CharTokenizer, reference_of
+from subtone.speech.text import Tokenizer, reference_of
 from subtone.train.epochs import Epochs
 
 MAX_CACHE_BYTES = 4 * 2**30
@@ -111,7 +111,7 @@ def check_utterances(
     name: str,
     utterances: Sequence[Utterance],
     front_end: MelFrontEnd,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     frames_per_step: int,
     *,
     fastest: float,
@@ -131,7 +131,7 @@ def check_utterances(
         if needed == 0:
             raise ValueError(
                 f"{utterance.audio_path}: no label for any character of text={utterance.text!r:.60}; "
-                f"write the words in {''.join(tokenizer.labels)!r} or leave it out of {name}"
+                f"write the words in {''.join(tokenizer.alphabet)!r} or leave it out of {name}"
             )
         if needed > steps:
             raise ValueError(
@@ -151,7 +151,7 @@ class FeatureDataset(Dataset[Batch]):
         AudioError: sound that cannot be read. Each names the file.
     """
 
-    def __init__(self, front_end: MelFrontEnd, tokenizer: CharTokenizer, *, frames_per_step: int = 1) -> None:
+    def __init__(self, front_end: MelFrontEnd, tokenizer: Tokenizer, *, frames_per_step: int = 1) -> None:
         self.front_end = front_end
         self.tokenizer = tokenizer
         self.frames_per_step = frames_per_step

@@ -27,7 +27,7 @@ from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
 from subtone.speech.front_end import MelFrontEnd
-from subtone.speech.text import CharTokenizer, WordErrors
+from subtone.speech.text import CharTokenizer, Tokenizer, WordErrors
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader, longest_s
 from subtone.train.module import CtcModule
 from subtone.train.settings import Learning, TrainSettings
@@ -54,7 +54,7 @@ def fit(
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
     front_end: MelFrontEnd | None = None,
-    tokenizer: CharTokenizer = ENGLISH,
+    tokenizer: Tokenizer = ENGLISH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train `settings.model` on `train`; the last step's weights, which one cycle ends on.
@@ -147,7 +147,7 @@ def run(
 
 
 def digest_of(
-    train: Sequence[Utterance], front_end: MelFrontEnd, tokenizer: CharTokenizer, network: nn.Module
+    train: Sequence[Utterance], front_end: MelFrontEnd, tokenizer: Tokenizer, network: nn.Module
 ) -> str:
     """What a run begins with, so that another is not taken for it: who says what in which file (its folder's
     name and its own) of how many bytes and seconds, the features and labels, and the weights before the

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from subtone.speech.decode import greedy_ctc
-from subtone.speech.text import CharTokenizer, WordErrors, word_errors
+from subtone.speech.text import Tokenizer, WordErrors, word_errors
 from subtone.train.data import Batch
 from subtone.train.settings import Learning
 
@@ -38,7 +38,7 @@ class CtcModule(lightning.LightningModule):
         self,
         network: nn.Module,
         *,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         settings: Learning,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
