@@ -230,6 +230,11 @@ def sizes_of(node: Node) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else size.node.hint for size in node.meta["val"].shape)
 
 
+def operands(node: Node) -> tuple[Any, ...]:
+    """The positional arguments of `node`."""
+    return node.args
+
+
 def arguments_of(node: Node, **defaults: Any) -> dict[str, Any]:
     """The node's arguments by name, after its first."""
     given = dict(zip(defaults, node.args[1:], strict=False))

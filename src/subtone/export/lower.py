@@ -73,6 +73,7 @@ def lower_entry(
     """
     if network.training:
         raise ValueError("the network is in training mode; call eval() before it is exported")
+    _check_parametrizations(network)
     programs = []
     for rows in EXAMPLE_ROWS:
         exported, is_fixed = _export(network, inputs, rows)
@@ -113,6 +114,16 @@ def _assemble(
     )
     program.shapes(EXAMPLE_ROWS[0], constants)
     return program, constants
+
+
+def _check_parametrizations(network: nn.Module) -> None:
+    """A weight that is computed is exported as what it is now: torch's weight norm may be, others are in training."""
+    for path, module in network.named_modules():
+        for name, parts in getattr(module, "parametrizations", {}).items():
+            if not all(type(part).__module__ == "torch.nn.utils.parametrizations" for part in parts):
+                raise UnsupportedOperatorError(
+                    f"{path or 'the model'} computes its {name}; remove parametrizations first"
+                )
 
 
 def _used(ops: list[Op], output: str) -> list[Op]:

@@ -12,7 +12,14 @@ import torch
 from torch.fx import Node
 
 import subtone.models.operators  # noqa: F401  registers our own operators with torch
-from subtone.export.graph import Graph, UnsupportedOperatorError, arguments_of, sizes_of, source_of
+from subtone.export.graph import (
+    Graph,
+    UnsupportedOperatorError,
+    arguments_of,
+    operands,
+    sizes_of,
+    source_of,
+)
 from subtone.export.views import ROWS, View
 from subtone.program import (
     MAX_FLOAT32,
@@ -54,7 +61,7 @@ def refuse(node: Node, what: str) -> UnsupportedOperatorError:
 def _lower_conv1d(graph: Graph, node: Node) -> None:
     options = arguments_of(node, weight=None, bias=None, stride=[1], padding=[0], dilation=[1], groups=1)
     weight = graph.weight(options["weight"])
-    view = graph.columns(node.args[0], 1, allow_padding=True)
+    view = graph.columns(operands(node)[0], 1, allow_padding=True)
     padding = options["padding"][0]
     op = Conv1d(
         input=graph.clipped(node, view.name, weight),
@@ -77,7 +84,7 @@ def _row_padding(view: View, axis: int) -> tuple[int, int]:
     return view.padding
 
 
-def _paddings(name: str, own: int, around: tuple[int, int]) -> dict[str, int]:
+def _paddings(name: str, own: int, around: tuple[int, int]) -> dict[str, Any]:
     """A convolution's padding on both sides, with what was padded around its input before."""
     front, behind = own + around[0], own + around[1]
     return {name: front} if front == behind else {name: front, f"{name}_behind": behind}
@@ -87,7 +94,7 @@ def _lower_conv2d(graph: Graph, node: Node) -> None:
     options = arguments_of(
         node, weight=None, bias=None, stride=[1, 1], padding=[0, 0], dilation=[1, 1], groups=1
     )
-    view = graph.view(node.args[0], allow_padding=True)
+    view = graph.view(operands(node)[0], allow_padding=True)
     if not (view.rows_axis == 2 and view.has_columns(1, 3)):
         raise refuse(node, "convolves an image that is not (B, C, T, F)")
     if any(size != 1 for size in options["dilation"]):
@@ -100,7 +107,7 @@ def _lower_conv2d(graph: Graph, node: Node) -> None:
         output=node.name,
         weight=weight,
         bias=graph.bias(options["bias"], weight),
-        in_channels=sizes_of(node.args[0])[1],  # type: ignore[arg-type]
+        in_channels=sizes_of(operands(node)[0])[1],
         kernel=kernel[0],
         stride=stride[0],
         feature_kernel=kernel[1],
@@ -129,14 +136,14 @@ def _lower_pad(graph: Graph, node: Node) -> None:
     options = arguments_of(node, pad=None, mode="constant", value=None)
     is_plain = options["mode"] == "constant" if node.target is aten.pad.default else True
     fill = (
-        node.args[2]
-        if node.target is aten.constant_pad_nd.default and len(node.args) > 2
+        operands(node)[2]
+        if node.target is aten.constant_pad_nd.default and len(operands(node)) > 2
         else options["value"]
     )
     if not is_plain or fill not in (None, 0, 0.0):
         raise refuse(node, "pads with something other than zeros")
-    view = graph.view(node.args[0], allow_padding=True)
-    amounts = list(node.args[1])  # type: ignore[arg-type]
+    view = graph.view(operands(node)[0], allow_padding=True)
+    amounts = list(operands(node)[1])
     for place in range(0, len(amounts), 2):
         axis = len(view.axes) - 1 - place // 2
         sides = amounts[place], amounts[place + 1]
@@ -159,11 +166,11 @@ def _sum(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
 
 def _lower_linear(graph: Graph, node: Node) -> None:
     options = arguments_of(node, weight=None, bias=None)
-    source = node.args[0]
+    source = operands(node)[0]
     if source in graph.tensors:
         _lower_table(graph, node, options)
         return
-    view = graph.columns(source, -1)  # type: ignore[arg-type]
+    view = graph.columns(source, -1)
     op = graph.product(node, view.name, options["weight"], options["bias"], node.name)
     width = sizes_of(node)[-1]
     graph.emit(node, op, factors=(width,), axes=(*view.axes[:-1], _atom(0, width)))
@@ -172,7 +179,7 @@ def _lower_linear(graph: Graph, node: Node) -> None:
 def _lower_table(graph: Graph, node: Node, options: dict[str, Any]) -> None:
     """A product with a constant: projected positions, which the run time computes once."""
     sizes = sizes_of(node)
-    name = graph.constant(node.args[0])  # type: ignore[arg-type]
+    name = graph.constant(operands(node)[0])
     table = graph.constants[name]
     assert isinstance(table, np.ndarray)
     graph.constants[name] = table.reshape(-1, table.shape[-1])
@@ -183,12 +190,12 @@ def _lower_table(graph: Graph, node: Node, options: dict[str, Any]) -> None:
 
 
 def _lower_embedding(graph: Graph, node: Node) -> None:
-    table, index = node.args[:2]
+    table, index = operands(node)[:2]
     view = graph.view(index)
     op = Embedding(
         input=view.name,
         output=node.name,
-        weight=graph.weight(table),  # type: ignore[arg-type]
+        weight=graph.weight(table),
         source=source_of(node),
     )
     graph.emit(node, op, factors=(sizes_of(node)[-1],), axes=(*view.axes, (0,)))
@@ -199,14 +206,13 @@ def _lower_embedding(graph: Graph, node: Node) -> None:
 
 def _lower_batch_norm(graph: Graph, node: Node) -> None:
     gamma, beta, mean, variance = (
-        None if arg is None else graph.array(arg).astype(np.float64)  # type: ignore[arg-type]
-        for arg in node.args[1:5]
+        None if arg is None else graph.array(arg).astype(np.float64) for arg in operands(node)[1:5]
     )
     assert mean is not None
     assert variance is not None
-    gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + node.args[6])  # type: ignore[operator]
+    gain = (1.0 if gamma is None else gamma) / np.sqrt(variance + operands(node)[6])
     bias = (0.0 if beta is None else beta) - mean * gain
-    view = graph.columns(node.args[0], 1)  # type: ignore[arg-type]
+    view = graph.columns(operands(node)[0], 1)
     _emit_affine(graph, node, view, gain, bias)
     graph.parts[node] = [graph.views[node]]
 
@@ -224,7 +230,7 @@ def _emit_affine(graph: Graph, node: Node, view: View, gain: Any, bias: Any) -> 
 
 def _lower_layer_norm(graph: Graph, node: Node) -> None:
     options = arguments_of(node, normalized_shape=None, weight=None, bias=None, eps=1e-5)
-    view = graph.columns(node.args[0], -1)  # type: ignore[arg-type]
+    view = graph.columns(operands(node)[0], -1)
     if list(options["normalized_shape"]) != [view.width]:
         raise refuse(node, f"normalizes over {options['normalized_shape']}, not over a whole row")
     op = LayerNorm(
@@ -240,7 +246,7 @@ def _lower_layer_norm(graph: Graph, node: Node) -> None:
 
 def _lower_group_norm(graph: Graph, node: Node) -> None:
     options = arguments_of(node, num_groups=None, weight=None, bias=None, eps=1e-5)
-    view = graph.columns(node.args[0], 1)  # type: ignore[arg-type]
+    view = graph.columns(operands(node)[0], 1)
     if options["num_groups"] != view.width:
         raise refuse(
             node, f"normalizes {view.width} channels in {options['num_groups']} groups, not each alone"
@@ -260,13 +266,13 @@ def _lower_group_norm(graph: Graph, node: Node) -> None:
 
 
 def _lower_relu(graph: Graph, node: Node) -> None:
-    view = graph.view(node.args[0])
+    view = graph.view(operands(node)[0])
     graph.emit(node, Relu(input=view.name, output=node.name, source=source_of(node)), like=view)
 
 
 def _lower_function(function: str) -> Callable[[Graph, Node], None]:
     def lowering(graph: Graph, node: Node) -> None:
-        view = graph.view(node.args[0])
+        view = graph.view(operands(node)[0])
         name = "gelu_tanh" if node.kwargs.get("approximate", "none") == "tanh" else function
         op = Function(input=view.name, output=node.name, function=name, source=source_of(node))
         graph.emit(node, op, like=view)
@@ -294,14 +300,14 @@ def _emit_clip(graph: Graph, node: Node, low: float | None, high: float | None) 
         raise UnsupportedOperatorError(
             f"{source_of(node)} clips to {low} and {high}, which do not ascend; it cannot be packed"
         )
-    view = graph.view(node.args[0])
+    view = graph.view(operands(node)[0])
     graph.emit(
         node, Clip(input=view.name, output=node.name, low=low, high=high, source=source_of(node)), like=view
     )
 
 
 def _lower_add(graph: Graph, node: Node) -> None:
-    left, right = node.args[:2]
+    left, right = operands(node)[:2]
     if node.kwargs or left not in graph.views or right not in graph.views:
         shift = right if left in graph.views else left
         if not node.kwargs and isinstance(shift, Node) and shift in graph.tensors:
@@ -324,7 +330,7 @@ def _lower_shift(graph: Graph, node: Node, features: Any, shift: Node) -> None:
 
 
 def _join(graph: Graph, node: Node, kind: type[Add] | type[Multiply]) -> None:
-    left, right = (graph.view(source) for source in node.args[:2])
+    left, right = (graph.view(source) for source in operands(node)[:2])
     if len(left.axes) != len(right.axes) or left.rows_axis != right.rows_axis:
         raise UnsupportedOperatorError(
             f"an operator reads {right.name} of {source_of(node)} along frames; only channels can be mixed"
@@ -337,7 +343,7 @@ def _join(graph: Graph, node: Node, kind: type[Add] | type[Multiply]) -> None:
 
 
 def _lower_multiply(graph: Graph, node: Node) -> None:
-    left, right = node.args[:2]
+    left, right = operands(node)[:2]
     if isinstance(right, Node) and right in graph.views and left in graph.views:
         _join(graph, node, Multiply)
         return
@@ -355,8 +361,8 @@ def _lower_multiply(graph: Graph, node: Node) -> None:
 
 def _lower_glu(graph: Graph, node: Node) -> None:
     axis = arguments_of(node, dim=-1)["dim"]
-    view = graph.columns(node.args[0], axis)  # type: ignore[arg-type]
-    axes = [() if atoms != (ROWS,) else atoms for atoms in view.axes]
+    view = graph.columns(operands(node)[0], axis)
+    axes: list[tuple[int, ...]] = [atoms if atoms == (ROWS,) else () for atoms in view.axes]
     axes[axis % len(axes)] = _atom(0, view.width // 2)
     op = Glu(input=view.name, output=node.name, source=source_of(node))
     graph.emit(node, op, factors=(view.width // 2,), axes=tuple(axes))
@@ -366,8 +372,8 @@ def _lower_glu(graph: Graph, node: Node) -> None:
 
 
 def _lower_transpose(graph: Graph, node: Node) -> None:
-    view = graph.view(node.args[0])
-    first, second = (axis % len(view.axes) for axis in node.args[1:3])  # type: ignore[operator]
+    view = graph.view(operands(node)[0])
+    first, second = (axis % len(view.axes) for axis in operands(node)[1:3])
     if 0 in (first, second) and view.axes[0] == () and (ROWS,) in (view.axes[first], view.axes[second]):
         raise UnsupportedOperatorError(
             f"{source_of(node)} transposes {sorted((first, second))}; only channels and frames can change places"
@@ -376,12 +382,12 @@ def _lower_transpose(graph: Graph, node: Node) -> None:
 
 
 def _lower_permute(graph: Graph, node: Node) -> None:
-    view = graph.view(node.args[0])
-    graph.views[node] = view.permuted(tuple(axis % len(view.axes) for axis in node.args[1]))  # type: ignore[union-attr, operator]
+    view = graph.view(operands(node)[0])
+    graph.views[node] = view.permuted(tuple(axis % len(view.axes) for axis in operands(node)[1]))
 
 
 def _lower_reshape(graph: Graph, node: Node) -> None:
-    view = graph.view(node.args[0])
+    view = graph.view(operands(node)[0])
     reshaped = view.reshaped(sizes_of(node))
     if reshaped is None:
         raise refuse(node, f"reshapes to {sizes_of(node)}, which cuts or mixes frames")
@@ -389,25 +395,25 @@ def _lower_reshape(graph: Graph, node: Node) -> None:
 
 
 def _lower_identity(graph: Graph, node: Node) -> None:
-    graph.views[node] = graph.view(node.args[0], allow_padding=True)
+    graph.views[node] = graph.view(operands(node)[0], allow_padding=True)
 
 
 def _lower_getitem(graph: Graph, node: Node) -> None:
-    source, index = node.args
-    parts = graph.parts[source]  # type: ignore[index]
-    part = parts[index] if index < len(parts) else None  # type: ignore[operator, index]
+    source, index = operands(node)
+    parts = graph.parts[source]
+    part = parts[index] if index < len(parts) else None
     if part is not None:
         graph.views[node] = part
     elif node.users:
         raise UnsupportedOperatorError(
-            f"result {index} of {source.name} in {source_of(node)} cannot be packed"  # type: ignore[union-attr]
+            f"result {index} of {source.name} in {source_of(node)} cannot be packed"
         )
 
 
 def _lower_slice(graph: Graph, node: Node) -> None:
     options = arguments_of(node, dim=0, start=None, end=None, step=1)
-    view, axis = graph.view(node.args[0]), options["dim"]
-    size, taken = sizes_of(node.args[0])[axis], sizes_of(node)[axis]  # type: ignore[arg-type]
+    view, axis = graph.view(operands(node)[0]), options["dim"]
+    size, taken = sizes_of(operands(node)[0])[axis], sizes_of(node)[axis]
     if taken == size:
         graph.views[node] = view
     elif options["step"] == 1 and view.has_columns(axis):
@@ -422,7 +428,7 @@ def _lower_slice(graph: Graph, node: Node) -> None:
 def _emit_columns(
     graph: Graph, node: Node, view: View, axis: int, first: int, count: int, output: str
 ) -> View:
-    axes = [() if atoms != (ROWS,) else atoms for atoms in view.axes]
+    axes: list[tuple[int, ...]] = [atoms if atoms == (ROWS,) else () for atoms in view.axes]
     axes[axis] = _atom(0, count)
     op = Columns(input=view.name, output=output, first=first, count=count, source=source_of(node))
     graph.ops.append(op)
@@ -438,28 +444,30 @@ def _drop_last_rows(graph: Graph, node: Node, view: View, count: int) -> None:
         behind = (op.padding if op.padding_behind < 0 else op.padding_behind) - count
     if behind is None or behind < 0:
         raise refuse(node, "drops its last frames")
-    graph.ops[-1] = dataclasses.replace(op, padding_behind=behind)  # type: ignore[type-var]
+    assert isinstance(op, Conv1d)
+    graph.ops[-1] = dataclasses.replace(op, padding_behind=behind)
     graph.views[node] = dataclasses.replace(view, num_rows=view.num_rows - count)
 
 
 def _lower_split(graph: Graph, node: Node) -> None:
     options = arguments_of(node, sizes=None, dim=0)
-    view = graph.view(node.args[0])
+    view = graph.view(operands(node)[0])
     axis = options["dim"] % len(view.axes)
     if not view.has_columns(axis):
         raise refuse(node, "splits frames")
     sizes = options["sizes"]
     if isinstance(sizes, int):
         sizes = [min(sizes, view.width - first) for first in range(0, view.width, sizes)]
-    first, parts = 0, []
+    first = 0
+    parts: list[View | None] = []
     for index, count in enumerate(sizes):
         parts.append(_emit_columns(graph, node, view, axis, first, count, f"{node.name}.{index}"))
         first += count
-    graph.parts[node] = parts  # type: ignore[assignment]
+    graph.parts[node] = parts
 
 
 def _lower_concat(graph: Graph, node: Node) -> None:
-    views = [graph.view(source) for source in node.args[0]]  # type: ignore[union-attr]
+    views = [graph.view(source) for source in operands(node)[0]]
     axis = arguments_of(node, dim=0)["dim"] % len(views[0].axes)
     if not all(view.has_columns(axis) for view in views):
         raise refuse(node, "concatenates frames")
@@ -487,7 +495,7 @@ def _lower_lstm(graph: Graph, node: Node) -> None:
         for state in options["hx"]
     ):
         raise refuse(node, "starts an LSTM from states other than zeros")
-    view = graph.columns(node.args[0], -1)  # type: ignore[arg-type]
+    view = graph.columns(operands(node)[0], -1)
     if view.rows_axis != (1 if options["batch_first"] else 0):
         raise refuse(node, "runs an LSTM along something other than frames")
     per_layer = 4 if options["has_biases"] else 2
@@ -520,8 +528,7 @@ def _lower_attention(graph: Graph, node: Node) -> None:
     names = ("key", "value", "positions", "content_bias", "position_bias", "heads", "left", "right")
     options = arguments_of(node, **dict.fromkeys(names))
     query, key, value = (
-        graph.columns(source, 2)
-        for source in (node.args[0], options["key"], options["value"])  # type: ignore[arg-type]
+        graph.columns(source, 2) for source in (operands(node)[0], options["key"], options["value"])
     )
     positions = ""
     if options["positions"] is not None:
@@ -552,21 +559,21 @@ def _lower_attention(graph: Graph, node: Node) -> None:
 
 
 def _lower_sinusoids(graph: Graph, node: Node) -> None:
-    view, columns = graph.view(node.args[0]), node.args[1]
-    op = Sinusoids(input=view.name, output=node.name, columns=columns, source=source_of(node))  # type: ignore[arg-type]
-    graph.emit(node, op, factors=(columns,), axes=((ROWS,), (0,)))  # type: ignore[arg-type]
+    view, columns = graph.view(operands(node)[0]), operands(node)[1]
+    op = Sinusoids(input=view.name, output=node.name, columns=columns, source=source_of(node))
+    graph.emit(node, op, factors=(columns,), axes=((ROWS,), (0,)))
 
 
 def _lower_stack(graph: Graph, node: Node) -> None:
-    view, count = graph.columns(node.args[0], 2), node.args[1]  # type: ignore[arg-type]
-    op = Stack(input=view.name, output=node.name, count=count, source=source_of(node))  # type: ignore[arg-type]
-    graph.emit(node, op, factors=(view.width * count,), axes=BATCH_ROWS_CHANNELS)  # type: ignore[operator]
+    view, count = graph.columns(operands(node)[0], 2), operands(node)[1]
+    op = Stack(input=view.name, output=node.name, count=count, source=source_of(node))
+    graph.emit(node, op, factors=(view.width * count,), axes=BATCH_ROWS_CHANNELS)
 
 
 def _lower_switched_lstm(graph: Graph, node: Node) -> None:
     names = ("gate", "weight_ih", "weight_hh", "bias", "small_weight_ih", "small_weight_hh", "small_bias")
     options = arguments_of(node, **dict.fromkeys(names))
-    view, gate = graph.columns(node.args[0], 2), graph.view(options["gate"])  # type: ignore[arg-type]
+    view, gate = graph.columns(operands(node)[0], 2), graph.view(options["gate"])
     gates = graph.product(node, view.name, options["weight_ih"], options["bias"], f"{node.name}.gates")
     small_inputs = options["small_weight_ih"].meta["val"].shape[1]
     narrow = view.name

@@ -61,8 +61,8 @@ def float_convolution(x: Rows, weight: Matrix, op: Conv1d, first: int, end: int)
     depth = taps.shape[2]
     total = np.zeros((count, op.groups, out // op.groups), np.float32)
     for index, tap in enumerate(taps):
-        of_tap = seen[index * op.dilation :][: (count - 1) * op.stride + 1 : op.stride]
-        of_tap = of_tap.reshape(count, op.groups, depth)
+        rows = seen[index * op.dilation :][: (count - 1) * op.stride + 1 : op.stride]
+        of_tap = rows.reshape(count, op.groups, depth)
         tap = tap.reshape(op.groups, out // op.groups, depth)
         for channel in range(depth):
             total += of_tap[:, :, channel, None] * tap[None, :, :, channel]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 
-from subtone.program import Constants, Program, inputs_of, results_of
+from subtone.program import Constants, Program, inputs_of, results_of, vector_of
 from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.rows import Rows
 
@@ -24,7 +24,7 @@ def with_tables(program: Program, constants: Constants) -> tuple[Program, Consta
     made: dict = {}
     for op in steps:
         seen = {
-            field: Rows(made[name] if name in made else constants[name])
+            field: Rows(made[name] if name in made else vector_of(constants, name))
             for field in op.VALUES
             if (name := getattr(op, field))
         }
