@@ -128,6 +128,17 @@ def test_gradients_reach_every_parameter(config: ConformerConfig) -> None:
         assert torch.isfinite(value.grad).all(), name
 
 
+def test_training_in_bfloat16_stays_finite_beside_padding() -> None:
+    """As on a GPU. The rows of an utterance of one row see nothing but themselves."""
+    model = ConformerCtc(ConformerCtcConfig(encoder=STREAMING, num_outputs=5)).train()
+    features = random_frames(40, batch=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = model(features, torch.tensor([40, 4]))
+    assert (logits.dtype, bool(torch.isfinite(logits).all())) == (torch.bfloat16, True)
+    logits.float().square().sum().backward()
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters())
+
+
 def num_parameters(model: nn.Module) -> int:
     return sum(value.numel() for value in model.parameters())
 

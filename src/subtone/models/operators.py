@@ -138,7 +138,7 @@ def _check_attention(
         raise ValueError(f"heads={heads} does not divide the width {width}; use a divisor")
     if left < UNLIMITED or right < UNLIMITED:
         raise ValueError(f"left={left}, right={right} must be at least 0, or -1 for all rows")
-    together = [value is None for value in (positions, content_bias, position_bias)]
+    together = [part is None for part in (positions, content_bias, position_bias)]
     if len(set(together)) > 1:
         raise ValueError("positions, content_bias and position_bias go together; give all three or none")
     if positions is None:

@@ -74,8 +74,7 @@ def _attend(op: Attention, seen: Seen, constants: Constants, own: np.ndarray, ro
     for place in range(places.shape[1]):
         total += weights[:, place, :, None] * values[:, place]
     mass = functions.lane_sum(np.moveaxis(weights, 1, -1))
-    attended: Matrix = total / mass[..., None]
-    return attended.reshape(len(own), -1)
+    return np.divide(total, mass[..., None]).reshape(len(own), -1)
 
 
 def vector_or_zero(constants: Constants, name: str) -> Matrix | None:
