@@ -38,16 +38,19 @@ Letters: B batch, T frames, U labels, V vocabulary with the blank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 """Device -> logits at a time: on a processor a MiB for each thread's cache, elsewhere few launches."""
-REDUCTIONS = {"none": lambda losses: losses, "mean": torch.mean, "sum": torch.sum}
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda losses: losses,
+    "mean": torch.mean,
+    "sum": torch.sum,
+}
 
 
 def rnnt_loss(
@@ -76,7 +79,8 @@ def rnnt_loss(
         (B,) for "none", else a scalar; float32, or float64 where logits are.
 
     Raises:
-        ValueError: shapes, types, lengths or labels that do not fit each other; the text says which utterance.
+        ValueError: shapes, types, lengths or labels that do not fit each other, and which utterance; at the
+            backward pass, `create_graph=True`.
 
     >>> import math
     >>> logits = torch.zeros(1, 2, 2, 4)  # two frames, one label of four: two alignments of three moves
@@ -125,8 +129,11 @@ class _RnntLoss(torch.autograd.Function):
         return losses.to(denominators.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a second derivative would leave out this one's dependence on the logits
+            raise ValueError(
+                "create_graph=True, but rnnt_loss has no second derivative; use create_graph=False"
+            )
         logits, labels, denominators, by_blank, by_label = ctx.saved_tensors
         frames, said, blank_index = ctx.sizes
         by_blank, by_label = by_blank * upstream[:, None, None], by_label * upstream[:, None, None]
@@ -260,7 +267,9 @@ def _is_whole(values: Tensor) -> bool:
 def _check_lengths(name: str, lengths: Sequence[int], *, lowest: int, highest: int) -> None:
     for b, length in enumerate(lengths):
         if not lowest <= length <= highest:
-            raise ValueError(f"{name}={length} of utterance {b} must lie in {lowest} to {highest}; correct it")
+            raise ValueError(
+                f"{name}={length} of utterance {b} must lie in {lowest} to {highest}; correct it"
+            )
 
 
 def _check_labels(labels: Tensor, said: Sequence[int], *, vocabulary: int, blank_index: int) -> None:
