@@ -44,8 +44,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
-"""Device -> logits at a time: on a processor a MiB for each thread's cache, elsewhere few launches."""
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+"""Device -> logits at a time: for each thread of a processor, few MiB and few barriers; few launches elsewhere."""
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda losses: losses,
     "mean": torch.mean,
