@@ -17,7 +17,7 @@ softmax), is
     d loss / d logit = softmax(k) * (by_blank + by_label) - by_blank [k is blank] - by_label [k is label]
 
 Only the softmax's denominators are kept of it. The logits are read twice, block by block, each block small
-enough to stay in a processor's cache: for the denominators, and for the gradient, which is written where it
+enough to stay in a processor's last cache: for the denominators, and for the gradient, which is written where it
 will be returned. No other array has V columns.
 
 What makes it one recurrence:
