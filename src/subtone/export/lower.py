@@ -44,8 +44,7 @@ def lower(
     program, constants = lower_entry(
         network, inputs, output=OUTPUT, frames_per_step=frames_per_step, quantization=quantization
     )
-    used = {name for op in program.ops for name in constants_of(op).values()}
-    check_all_used(quantization, used)
+    check_all_used(quantization, set(program.constants))
     return program, constants
 
 

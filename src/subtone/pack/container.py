@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ from subtone.pack.manifest import (
     weight_row,
 )
 from subtone.pack.strict_json import check_json
-from subtone.program import Constant, Program, constants_of
+from subtone.program import Constant, Program
 from subtone.qtensor import QTensor
 
 Chunk = bytes | memoryview
@@ -49,7 +49,9 @@ CHECKED_FRAMES = 1000
 class PackedModel:
     """All that a `.subtone` file holds.
 
-    `constants`: exactly those that `program` reads. The four objects are JSON (text keys; text,
+    `program` hears the features; `parts` are the other entry points of a model that has several, by name:
+    a transducer's "predictor" and "joiner", of which `program` is the encoder. `constants`: exactly those
+    that all of them read. The four objects are JSON (text keys; text,
     numbers, lists) and are not interpreted here: `front_end` makes features of sound, `tokenizer`
     makes text of logits, `recipe` and `provenance` say how the model came to be.
     """
@@ -60,6 +62,12 @@ class PackedModel:
     tokenizer: dict
     recipe: dict
     provenance: dict
+    parts: Mapping[str, Program] = dataclasses.field(default_factory=dict)
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """All entry points, `program` first."""
+        return (self.program, *self.parts.values())
 
 
 class PackedConstants(Mapping[str, Constant]):
@@ -145,7 +153,7 @@ def packed_chunks(model: PackedModel) -> list[Chunk]:
     _check_model(model)
     codes, small, vectors = [], [], []
     rows: dict[str, list[list]] = {"weights": [], "floats": []}
-    for name in _names_read(model.program):
+    for name in _names_read(model.programs):
         constant = model.constants[name]
         if isinstance(constant, QTensor):
             packed = pack_codes(constant.codes, constant.bits).data
@@ -161,7 +169,8 @@ def packed_chunks(model: PackedModel) -> list[Chunk]:
             vectors += _padded([part], SMALL_ALIGNMENT)
     rest = _padded(small + vectors, ALIGNMENT)
     objects = {name: getattr(model, name) for name in OBJECTS}
-    manifest = {"program": model.program.to_json(), **objects, "constants": rows}
+    parts = {"parts": {name: part.to_json() for name, part in model.parts.items()}} if model.parts else {}
+    manifest = {"program": model.program.to_json(), **parts, **objects, "constants": rows}
     return [header_bytes(manifest, _num_bytes(codes), _num_bytes(rest)), *codes, *rest]
 
 
@@ -186,11 +195,14 @@ def _check_model(model: PackedModel) -> None:
             raise ValueError(
                 f"{name} has the shape {shape}; a packed constant is not empty, nor a single number"
             )
-    if Program.from_json(model.program.to_json()) != model.program:
-        raise ValueError(
-            "the program changes on its way through JSON; give its fields plain str, int and bool"
-        )
-    _check_program(model.program, model.constants)
+    for program in model.programs:
+        if Program.from_json(program.to_json()) != program:
+            raise ValueError(
+                "the program changes on its way through JSON; give its fields plain str, int and bool"
+            )
+    for name in model.parts:
+        check_name(name)
+    _check_programs(model.programs, model.constants)
 
 
 def check_floats(name: str, values: NDArray[np.float32]) -> None:
@@ -203,16 +215,17 @@ def check_floats(name: str, values: NDArray[np.float32]) -> None:
         raise ValueError(f"{name} is {values[place]} at {list(place)}; a packed constant must be finite")
 
 
-def _check_program(program: Program, constants: Mapping[str, Constant]) -> None:
-    unread = sorted(set(constants) - set(_names_read(program)))
+def _check_programs(programs: Sequence[Program], constants: Mapping[str, Constant]) -> None:
+    unread = sorted(set(constants) - set(_names_read(programs)))
     if unread:
         raise ValueError(f"no operation reads the constant {unread[0]} ({len(unread)} such); leave it out")
-    program.shapes(CHECKED_FRAMES, constants)
+    for program in programs:
+        program.shapes(CHECKED_FRAMES, constants)
 
 
-def _names_read(program: Program) -> list[str]:
-    """The constants in the order in which the program first reads them: the order in the file."""
-    return list(dict.fromkeys(name for op in program.ops for name in constants_of(op).values()))
+def _names_read(programs: Sequence[Program]) -> list[str]:
+    """The constants in the order in which the programs first read them: the order in the file."""
+    return list(dict.fromkeys(name for program in programs for name in program.constants))
 
 
 def _little_endian(values: NDArray) -> memoryview:
@@ -259,7 +272,8 @@ def read_packed(path: str | os.PathLike[str]) -> PackedModel:
     constants = PackedConstants(memory, header.entries, path=path)
     try:
         program = Program.from_json(header.manifest["program"])
-        _check_program(program, constants)
+        parts = {name: Program.from_json(part) for name, part in header.manifest.get("parts", {}).items()}
+        _check_programs((program, *parts.values()), constants)
     except PackedFileError:
         raise
     except (ValueError, TypeError, LookupError) as error:
@@ -267,7 +281,7 @@ def read_packed(path: str | os.PathLike[str]) -> PackedModel:
             PackedFileReason.BAD_PROGRAM, f"the program does not hold together: {error}", path=path
         ) from None
     objects = {name: header.manifest[name] for name in OBJECTS}
-    return PackedModel(program=program, constants=constants, **objects)
+    return PackedModel(program=program, parts=parts, constants=constants, **objects)
 
 
 def _check_section(

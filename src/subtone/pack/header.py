@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtone.pack.errors import PackedFileError, PackedFileReason
-from subtone.pack.manifest import ALIGNMENT, OBJECTS, Entry, entries_of, round_up
+from subtone.pack.manifest import ALIGNMENT, OBJECTS, Entry, check_name, entries_of, round_up
 from subtone.pack.strict_json import dump_json, parse_json
 
 MAGIC = b'{"__metadata__":{"format":"subtone",'
 """The bytes from byte 8 on, in every version."""
-VERSION = 1
+VERSION = 2
+"""The newest that is read. A file is written in the oldest that can hold it: 2 where it has `parts`."""
+KEYS = ("program", *OBJECTS, "constants")
+"""Of a manifest of version 1."""
 MAX_HEADER_BYTES = 1 << 24
 LENGTH_BYTES = 8
 
@@ -40,7 +43,7 @@ def header_bytes(manifest: dict, codes_bytes: int, rest_bytes: int) -> bytes:
     text = dump_json(manifest)
     metadata = {
         "format": "subtone",
-        "version": str(VERSION),
+        "version": "2" if "parts" in manifest else "1",
         "manifest_crc32": f"{zlib.crc32(text.encode()):08x}",
         "manifest": text,
     }
@@ -71,8 +74,14 @@ def read_header(memory: NDArray[np.uint8], path: str | os.PathLike[str]) -> Head
     try:
         manifest = parse_json(text)
         _require(
-            isinstance(manifest, dict) and set(manifest) == {"program", *OBJECTS, "constants"}, "other keys"
+            isinstance(manifest, dict)
+            and set(manifest) in ({*KEYS}, {*KEYS, "parts"} if _version(document) > 1 else {*KEYS}),
+            "other keys",
         )
+        parts = manifest.get("parts", {})
+        _require(isinstance(parts, dict), "parts is not an object")
+        for name in parts:
+            check_name(name)
         for name in OBJECTS:
             _require(isinstance(manifest[name], dict), f"{name} is not an object")
         entries = entries_of(manifest["constants"], start, start + codes_bytes)
@@ -136,6 +145,10 @@ def _manifest_text(document: Any, path: str | os.PathLike[str]) -> str:
         "the manifest differs from its checksum",
     )
     return metadata["manifest"]
+
+
+def _version(document: Any) -> int:
+    return int(document["__metadata__"]["version"])
 
 
 def _payload_bytes(document: dict, name: str) -> int:

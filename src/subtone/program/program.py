@@ -99,6 +99,20 @@ class Program:
         named = {name for op in self.ops for name in (*inputs_of(op), *results_of(op))}
         return frozenset(named - reached)
 
+    @functools.cached_property
+    def constants(self) -> tuple[str, ...]:
+        """The constants in the order in which operations first read them: weights, vectors, then tables."""
+        written = {name for op in self.ops for name in results_of(op)}
+        read = [
+            name
+            for op in self.ops
+            for name in (
+                *constants_of(op).values(),
+                *(value for value in inputs_of(op) if value in self.tables and value not in written),
+            )
+        ]
+        return tuple(dict.fromkeys(read))
+
     @property
     def obstacle(self) -> str:
         """The first operation that keeps the program from streaming, in words; "" if it can stream."""

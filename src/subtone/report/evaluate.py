@@ -24,7 +24,7 @@ from subtone.files import write_text
 from subtone.report.machine import peak_memory_mb
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
-from subtone.speech.recognize import Recognizer
+from subtone.speech.listening import AnyRecognizer
 from subtone.speech.text import WordErrors, reference_of, word_errors
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -56,7 +56,7 @@ class Heard:
 
 
 def evaluate(
-    recognizer: Recognizer, utterances: Sequence[Utterance], progress: Progress | None = None
+    recognizer: AnyRecognizer, utterances: Sequence[Utterance], progress: Progress | None = None
 ) -> list[Heard]:
     """Every utterance heard once, in order; references in the labels the model can spell.
 
