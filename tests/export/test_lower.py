@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from tests.runtime.definitions import all_values
 from torch import Tensor, nn
 
 from subtone.export.lower import UnsupportedOperatorError, lower
@@ -15,7 +16,6 @@ from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import asymmetric_grid, symmetric_grid
 from subtone.program import MAX_FLOAT32, Add, Affine, Clip, Constant, Conv1d, Program
 from subtone.qtensor import QTensor
-from subtone.runtime.ops import DEFINITIONS
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -31,10 +31,7 @@ def lowered(
 
 
 def run(program: Program, constants: Mapping[str, Constant], features: np.ndarray) -> np.ndarray:
-    values = {program.input: features}
-    for op in program.ops:
-        values[op.output] = DEFINITIONS[type(op)](op, values, constants)
-    return values[program.output]
+    return all_values(program, constants, features)[program.output]
 
 
 def in_torch(network: nn.Module, features: np.ndarray) -> np.ndarray:

@@ -305,7 +305,3 @@ def _checked_features(features: Matrix, width: int) -> Matrix:
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity; a program is defined on finite values")
     return np.require(features, np.float32, ["C", "A"])
-
-
-def _no_logits(program: Program) -> Matrix:
-    return np.empty((0, program.output_width), np.float32)
