@@ -292,7 +292,9 @@ def test_a_value_has_at_most_2_to_31_frames():
         ValueError, match=r"op 63 \(conv1d of y\) gives 2147483649 frames, more than 2147483648"
     ):
         program.shapes(1, CONSTANTS)
-    fewer = dataclasses.replace(program, ops=(*ops[:-1], dataclasses.replace(ops[-1], padding_behind=2**24 - 1)))
+    fewer = dataclasses.replace(
+        program, ops=(*ops[:-1], dataclasses.replace(ops[-1], padding_behind=2**24 - 1))
+    )
     assert fewer.shapes(1, CONSTANTS)["y"] == (2**31, 4)
 
 

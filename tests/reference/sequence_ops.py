@@ -62,11 +62,11 @@ def conv2d(x: np.ndarray, weight: np.ndarray, bias: Vector, op: program.Conv2d) 
 
 def norm(values: np.ndarray, epsilon: float, gain: Vector, bias: Vector, *, is_by_column: bool) -> np.ndarray:
     """`layer_norm`, or `channel_norm`: the same along columns; gain and bias belong to columns in both."""
-    lines = values.T if is_by_column else values
+    lines = values.T if is_by_column and len(values) else values
     result = np.empty_like(lines)
     for index, line in enumerate(lines):
         result[index] = functions.normalized(list(line), epsilon)
-    result = result.T.copy() if is_by_column else result
+    result = result.T.copy() if is_by_column and len(values) else result
     for t, n in np.ndindex(*result.shape):
         if gain is not None:
             result[t, n] = result[t, n] * gain[n]
@@ -144,7 +144,9 @@ def attention(
     return result
 
 
-def recurrent_product(hidden: np.ndarray, weight: QTensor | np.ndarray, bias: Vector, bits: int) -> np.ndarray:
+def recurrent_product(
+    hidden: np.ndarray, weight: QTensor | np.ndarray, bias: Vector, bits: int
+) -> np.ndarray:
     """`W h + bias` of one state (D,)."""
     if bits:
         assert isinstance(weight, QTensor)
@@ -172,9 +174,7 @@ def lstm(op: program.Lstm, x: np.ndarray, constants: Mapping) -> tuple[np.ndarra
     hidden, cell = np.zeros(units, np.float32), np.zeros(units, np.float32)
     outputs, cells = (np.empty((len(x), units), np.float32) for _ in range(2))
     for t, row in enumerate(x):
-        product = recurrent_product(
-            hidden, constants[op.weight], constants.get(op.bias), op.activation_bits
-        )
+        product = recurrent_product(hidden, constants[op.weight], constants.get(op.bias), op.activation_bits)
         hidden, cell = cell_step(row + product, cell)
         outputs[t], cells[t] = hidden, cell
     return outputs, cells
@@ -194,7 +194,10 @@ def switched_lstm(
             hidden, cell = cell_step(x[t] + product, cell)
         else:
             product = recurrent_product(
-                hidden[:few], constants[op.small_weight], constants.get(op.small_bias), op.small_activation_bits
+                hidden[:few],
+                constants[op.small_weight],
+                constants.get(op.small_bias),
+                op.small_activation_bits,
             )
             some_hidden, some_cell = cell_step(small[t] + product, cell[:few])
             hidden = np.concatenate([some_hidden, hidden[few:]])

@@ -40,3 +40,11 @@ def all_values(
     for op in program.ops:
         values |= dict(zip(results_of(op), results(op, values, constants), strict=True))
     return values
+
+
+def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
+    return (
+        got.dtype == expected.dtype == np.float32
+        and got.shape == expected.shape
+        and got.tobytes() == expected.tobytes()
+    )

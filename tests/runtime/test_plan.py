@@ -104,7 +104,9 @@ def test_more_bytes_than_64_bits_count_are_out_of_memory():
     ops = [Relu(input="x", output=name) for name in names]
     ops += [Add(left=sums[i - 1], right=names[i], output=sums[i]) for i in range(1, 33)]
     planner = Planner(program_of(*ops, width_in=2**24, width_out=2**24), {})
-    with pytest.raises(MemoryError, match="4899916394579099648 bytes are needed for values; hear less at once"):
+    with pytest.raises(
+        MemoryError, match="4899916394579099648 bytes are needed for values; hear less at once"
+    ):
         planner.plan(2**31)
 
 

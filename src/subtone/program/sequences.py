@@ -26,8 +26,8 @@ class Attention(Operation):
     `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where the sides are
     unlimited; times 1 / sqrt(d); `y_t = sum_s softmax(score)_s v_s`. Rows outside the utterance are not seen.
 
-    query, key, value (T, width); positions (left + right + 1, width), a value or a constant, or
-    (2 T - 1, width); biases (width,), both or none. -1 is unlimited, on both sides where there are positions.
+    query, key, value (T, width); positions (left + right + 1, width), a table, or (2 T - 1, width), a value;
+    biases (width,), each if any. -1 is unlimited, on both sides where there are positions.
     """
 
     VALUES: ClassVar = ("query", "key", "value", "positions")
@@ -73,7 +73,7 @@ class Attention(Operation):
 
     def first_needed(self, row: int) -> dict[str, int]:
         first = 0 if self.left == UNLIMITED else row - self.left
-        return {"query": row, "key": first, "value": first}
+        return {"query": row, "key": first, "value": first, "positions": 0}
 
     @property
     def can_stream(self) -> bool:
