@@ -1,7 +1,7 @@
 """docs/numerics.md row by row; `test_<row>_...` holds the row of that name.
 
-The rows about stored weights (codebook, flattening, groups, ...) are in tests/test_qtensor.py,
-section 4, which has none, in tests/test_products.py.
+The rows about stored weights (codebook, flattening, groups, ...) are in tests/test_qtensor.py, those of section 6 in
+tests/runtime, section 4, which has none, in tests/test_products.py.
 Expected values come from the loops of tests/reference/numerics.py or are worked out beside them.
 """
 
@@ -19,13 +19,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tests.reference import numerics as reference
-from tests.reference.runtime_ops import activation_levels
+from tests.reference.runtime_ops import activation_levels, float_convolution
+from tests.runtime.definitions import result
 from tests.runtime.small_programs import GRIDS, features_of, packed_weight, program_of
 
 from subtone import numerics
 from subtone.program import Conv1d
-from subtone.runtime import ops
 from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas
+from subtone.runtime.products import quantized_product
 from subtone.speech.audio import AudioError, check_samples
 
 HERE = Path(__file__).resolve().parent
@@ -52,16 +53,15 @@ ROWS = [
 
 
 def test_the_page_has_its_rows():
-    assert len(ROWS) >= 28  # as many as when this was written: 15 on weights, 9 on activations, 4 on equality
+    # As many as when this was written: 15 on weights, 10 on activations, 4 on equality, 15 of section 6.
+    assert len(ROWS) >= 44
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_has_a_test_of_its_name(row):
     name = re.sub(r"[^a-z0-9]+", "_", row.lower()).strip("_")
-    text = "".join(
-        (HERE / file).read_text(encoding="utf-8")
-        for file in ("test_numerics.py", "test_qtensor.py", "quantize/test_ranges.py")
-    )
+    files = ("test_numerics.py", "test_qtensor.py", "quantize/test_ranges.py", "runtime/test_*.py")
+    text = "".join(path.read_text(encoding="utf-8") for file in files for path in HERE.glob(file))
     assert f"\ndef test_{name}_" in text
 
 
@@ -199,8 +199,8 @@ def test_kinds_are_chosen_per_operation():
     of_bits = {}
     for bits in (0, 2, 4, 8):
         op = Conv1d(input="x", output="y", weight="w", activation_bits=bits)
-        of_bits[bits] = ops.conv1d(op, {"x": features}, {"w": weight})
-    assert same_bits(of_bits[0], ops.float_convolution(features, weight.dequantize(), op))
+        of_bits[bits] = result(op, {"x": features}, {"w": weight})
+    assert same_bits(of_bits[0], float_convolution(features, weight.dequantize(), op))
     for bits in (2, 4, 8):
         assert same_bits(of_bits[bits], reference.product(features, weight, bits))
     assert numerics.quantize_static(features, 0.5).scale.tolist() == [[0.5]]  # whatever the frames hold
@@ -305,11 +305,11 @@ def test_a_kernel_that_spans_frames_takes_float_activations_and_decoded_weights(
         program_of(Conv1d(**fields, activation_bits=8), width_in=4, width_out=4).shapes(9, {"w": weight})
     features = features_of(rng, 9, 4)
     op = Conv1d(**fields)
-    whole = ops.conv1d(op, {"x": features}, {"w": weight})
-    assert same_bits(whole, ops.float_convolution(features, weight.dequantize(), op))
+    whole = result(op, {"x": features}, {"w": weight})
+    assert same_bits(whole, float_convolution(features, weight.dequantize(), op))
     for cut in range(1, 9):  # each part sees one frame beyond the cut, and gives that one up
-        left = ops.conv1d(op, {"x": features[: cut + 1]}, {"w": weight})[:cut]
-        right = ops.conv1d(op, {"x": features[cut - 1 :]}, {"w": weight})[1:]
+        left = result(op, {"x": features[: cut + 1]}, {"w": weight})[:cut]
+        right = result(op, {"x": features[cut - 1 :]}, {"w": weight})[1:]
         assert same_bits(np.concatenate([left, right]), whole)
 
 
@@ -408,7 +408,7 @@ def test_against_torch_only_the_order_of_sums_differs(grid):
     weight = packed_weight(rng, (5, 96), bits=4, grid=grid, groups=4)
     features = features_of(rng, 6, 96)
     x = numerics.quantize_dynamic(features)
-    ours = ops.quantized_product(features, weight, 8)
+    ours = quantized_product(features, weight, 8)
     decoded = torch.from_numpy(weight.dequantize())
     theirs = torch.nn.functional.linear(torch.from_numpy(x.levels * x.scale), decoded).numpy()
     # A sum of K products of values that were rounded at most twice each errs by no more than

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.reference import numerics as reference
+from tests.runtime.definitions import result
 from tests.runtime.small_programs import GRIDS, features_of, packed_weight
 
 from subtone.program import Conv1d
 from subtone.qtensor import QTensor
-from subtone.runtime import ops
+from subtone.runtime.products import quantized_product
 
 F32 = np.float32
 
@@ -27,10 +28,10 @@ def test_products_follow_the_formula_step_by_step(bits, grid):
     gain, bias = rng.normal(size=(2, 4)).astype(F32)
     for activation_bits in (2, 4, 8):
         expected = reference.product(features, weight, activation_bits)
-        assert same_bits(ops.quantized_product(features, weight, activation_bits), expected)
+        assert same_bits(quantized_product(features, weight, activation_bits), expected)
     op = Conv1d(input="x", output="y", weight="w", gain="g", bias="b", relu=True, activation_bits=8)
     expected = reference.product(features, weight, 8, gain=gain, bias=bias, relu=True)
-    assert same_bits(ops.conv1d(op, {"x": features}, {"w": weight, "g": gain, "b": bias}), expected)
+    assert same_bits(result(op, {"x": features}, {"w": weight, "g": gain, "b": bias}), expected)
 
 
 @pytest.mark.parametrize("level", [-128, 127])
@@ -41,7 +42,7 @@ def test_products_of_extreme_levels_are_exact_65535_wide(level, x):
     one = np.ones((1, 1), F32)
     weight = QTensor(codes=codes, shape=(1, 65535), scale=one, zero_point=128 * one, bits=8)
     assert weight.levels().min() == weight.levels().max() == level
-    got = ops.quantized_product(np.full((1, 65535), x, F32), weight, 8)  # absmax 127: a frame scale of 1
+    got = quantized_product(np.full((1, 65535), x, F32), weight, 8)  # absmax 127: a frame scale of 1
     assert got.tolist() == [[float(F32(level * x * 65535))]]
 
 
@@ -54,7 +55,7 @@ def test_products_convert_their_sums_to_the_nearest_even(rest, expected):
     one = np.ones((1, 1), F32)
     codes = (levels + 128).astype(np.uint8)
     weight = QTensor(codes=codes, shape=codes.shape, scale=one, zero_point=128 * one, bits=8)
-    assert ops.quantized_product(features, weight, 8).tolist() == [[expected]]
+    assert quantized_product(features, weight, 8).tolist() == [[expected]]
 
 
 def test_products_take_a_real_zero_point_as_a_second_integer_term():
@@ -66,7 +67,7 @@ def test_products_take_a_real_zero_point_as_a_second_integer_term():
         zero_point=np.full((1, 1), 2.25, F32),
         bits=4,
     )
-    got = ops.quantized_product(np.array([[127, 64]], F32), weight, 8)
+    got = quantized_product(np.array([[127, 64]], F32), weight, 8)
     assert got.tolist() == [[0.5 * ((-3 * 127 + 2 * 64) - (2.25 - 8) * (127 + 64))]]
     assert got.tolist() == [[0.5 * ((5 - 2.25) * 127 + (10 - 2.25) * 64)]]
 
@@ -75,7 +76,7 @@ def test_float_convolution_sums_over_taps_and_within_a_tap_over_inputs():
     # Of 2**24, 1, -2**24 and 1 the sum is 1 in this order (2**24 + 1 rounds to 2**24), else not.
     weight = np.array([[[2.0**24, -(2.0**24)], [1.0, 1.0]]], F32)  # (out, in, taps)
     op = Conv1d(input="x", output="y", weight="w", kernel=2)
-    assert ops.float_convolution(np.ones((2, 2), F32), weight, op).tolist() == [[1.0]]
+    assert result(op, {"x": np.ones((2, 2), F32)}, {"w": weight}).tolist() == [[1.0]]
     inputs_outside = ((F32(2**24) + F32(-(2**24))) + F32(1)) + F32(1)
     assert inputs_outside == 2  # what the other order gives
 
@@ -83,5 +84,5 @@ def test_float_convolution_sums_over_taps_and_within_a_tap_over_inputs():
 def test_float_convolution_sees_zeros_beyond_both_ends():
     op = Conv1d(input="x", output="y", weight="w", kernel=3, padding=2)
     weight = np.array([[[1.0, 10.0, 100.0]]], F32)
-    got = ops.float_convolution(np.array([[3.0], [5.0]], F32), weight, op)
+    got = result(op, {"x": np.array([[3.0], [5.0]], F32)}, {"w": weight})
     assert got.ravel().tolist() == [300, 530, 53, 5]

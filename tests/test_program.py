@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.runtime.definitions import all_values
 from tests.runtime.small_programs import packed_weight, program_of, random_program
 
 from subtone.program import (
@@ -31,7 +32,6 @@ from subtone.program import (
     constants_of,
     inputs_of,
 )
-from subtone.runtime import ops as definitions
 
 F32 = np.float32
 
@@ -48,10 +48,10 @@ def clip(**fields) -> Clip:
     return Clip(**{"input": "x", "output": "y", "low": -1.0, "high": 1.0, **fields})
 
 
-def frames_by_loop(frames: int, *, kernel: int, stride: int, dilation: int, padding: int) -> int:
-    """How often the kernel, moved by `stride`, lies within the padded frames."""
-    starts = range(-padding, frames + padding, stride)
-    return sum(start + dilation * (kernel - 1) < frames + padding for start in starts)
+def end_by_loop(frames: int, behind: int, *, kernel: int, stride: int, dilation: int, padding: int) -> int:
+    """How often the kernel, moved by `stride`, lies within the padded frames; never where there are none."""
+    starts = range(-padding, frames + behind, stride) if frames else ()
+    return sum(start + dilation * (kernel - 1) < frames + behind for start in starts)
 
 
 # Shapes ----------------------------------------------------------------------------------
@@ -65,15 +65,20 @@ def frames_by_loop(frames: int, *, kernel: int, stride: int, dilation: int, padd
     dilation=st.integers(1, 4),
     padding=st.integers(0, 12),
 )
-def test_frames_out_count_where_the_kernel_fits(frames, **geometry):
-    expected = frames_by_loop(frames, **geometry)
-    assert conv(**geometry).frames_out(frames) == expected
+def test_a_convolution_ends_where_the_kernel_still_fits(frames, **geometry):
+    op = conv(**geometry)
+    assert op.end({"input": frames}, is_last=True) == end_by_loop(frames, op.padding, **geometry)
+    assert op.end({"input": frames}, is_last=False) == end_by_loop(frames, 0, **geometry)
+    for behind in (0, 5):
+        one_sided = dataclasses.replace(op, padding_behind=behind)
+        assert one_sided.end({"input": frames}, is_last=True) == end_by_loop(frames, behind, **geometry)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 7])
 def test_too_few_frames_give_none(stride):
     op = conv(kernel=5, stride=stride, dilation=2, padding=1)  # needs 9 - 2 frames
-    assert [op.frames_out(frames) for frames in range(9)] == [0] * 7 + [1, 1 + (stride == 1)]
+    ends = [op.end({"input": frames}, is_last=True) for frames in range(9)]
+    assert ends == [0] * 7 + [1, 1 + (stride == 1)]
 
 
 def test_shapes_follow_every_kind_of_operation():
@@ -104,9 +109,7 @@ def test_shapes_follow_every_kind_of_operation():
 def test_shapes_are_those_of_the_values_that_are_computed(seed, num_ops, frames):
     program, constants = random_program(np.random.default_rng(seed), num_ops)
     expected = program.shapes(frames, constants)
-    values = {"x": np.zeros((frames, program.input_width), F32)}
-    for op in program.ops:
-        values[op.output] = definitions.DEFINITIONS[type(op)](op, values, constants)
+    values = all_values(program, constants, np.zeros((frames, program.input_width), F32))
     assert {name: value.shape for name, value in values.items()} == expected
 
 
@@ -180,12 +183,27 @@ Y = "op 0 (conv1d of y)"
         (conv(stride=2**62), f"{Y} has stride={2**62}; use 1 to 16777216"),
         (conv(dilation=2**24 + 1), f"{Y} has dilation=16777217; use 1 to 16777216"),
         (conv(padding=2**24 + 1), f"{Y} has padding=16777217; use 0 to 16777216"),
-        (conv(groups=0), f"{Y} has groups=0 for 4 inputs; use 1, or depthwise"),
         (
-            conv(weight="half", kernel=3, groups=2),
-            f"{Y} has groups=2 for 4 inputs; use 1, or depthwise",
+            conv(padding_behind=-2),
+            f"{Y} has padding_behind=-2; use -1 to 16777216",
         ),
-        (conv(weight="third", groups=4), f"{Y} has groups=4 for 4 inputs; use 1, or depthwise"),
+        (conv(padding_behind=2**24 + 1), f"{Y} has padding_behind=16777217; use -1 to 16777216"),
+        (
+            conv(groups=0),
+            f"{Y} has groups=0 for 4 inputs and 4 outputs; use 1, or what divides both",
+        ),
+        (
+            conv(weight="half", kernel=3, groups=3),
+            f"{Y} has groups=3 for 4 inputs and 4 outputs; use 1, or what divides both",
+        ),
+        (
+            conv(weight="third", groups=4),
+            f"{Y} has groups=4 for 4 inputs and 3 outputs; use 1, or what divides both",
+        ),
+        (
+            conv(weight="square", kernel=3, groups=2),
+            f"{Y} needs a weight of (4, 2, 3), square has (4, 4, 3)",
+        ),
         (conv(weight="square"), f"{Y} needs a weight of (4, 4, 1), square has (4, 4, 3)"),
         (conv(kernel=3), f"{Y} needs a weight of (4, 4, 3), w has (4, 4)"),
         (conv(weight="flat"), f"{Y} needs a weight (out, in, kernel), flat has (4,)"),
@@ -202,6 +220,7 @@ Y = "op 0 (conv1d of y)"
         ),
         (conv(weight="packed", stride=2, activation_bits=8), f"{Y} spans frames or channels"),
         (conv(weight="packed", padding=1, activation_bits=8), f"{Y} spans frames or channels"),
+        (conv(weight="packed", padding_behind=1, activation_bits=8), f"{Y} spans frames or channels"),
         (conv(weight="packed", activation_bits=1), f"{Y} has activation_bits=1; use 0 or 2..8"),
         (conv(weight="packed", activation_bits=9), f"{Y} has activation_bits=9; use 0 or 2..8"),
         (conv(weight="packed", activation_bits=-8), f"{Y} has activation_bits=-8; use 0 or 2..8"),
@@ -234,12 +253,15 @@ def test_an_operation_that_does_not_fit_is_refused_and_named(op, complaint):
 
 def test_values_of_unlike_shapes_are_not_added():
     constants = {"three": weight_of(3, 4), "w3": weight_of(4, 4, 3)}
-    for weight, kernel, shape in (("three", 1, (9, 3)), ("w3", 3, (7, 4))):
+    for weight, kernel, complaint in (
+        ("three", 1, "adds widths 4 and 3"),
+        ("w3", 3, "joins 9 and 7 rows"),
+    ):
         other = conv(output="a", weight=weight, kernel=kernel)
         program = program_of(other, Add(left="x", right="a", output="y"), width_in=4, width_out=4)
         with pytest.raises(ValueError) as refusal:
             program.shapes(9, constants)
-        assert str(refusal.value) == f"op 1 (add of y) adds (9, 4) and {shape} (frames, width)"
+        assert str(refusal.value) == f"op 1 (add of y) {complaint}"
 
 
 def test_a_value_is_written_once():
@@ -270,7 +292,10 @@ def test_a_value_has_at_most_2_to_31_frames():
         ValueError, match=r"op 63 \(conv1d of y\) gives 2147483649 frames, more than 2147483648"
     ):
         program.shapes(1, CONSTANTS)
-    assert program.shapes(0, CONSTANTS)["y"] == (2**31, 4)
+    fewer = dataclasses.replace(
+        program, ops=(*ops[:-1], dataclasses.replace(ops[-1], padding_behind=2**24 - 1))
+    )
+    assert fewer.shapes(1, CONSTANTS)["y"] == (2**31, 4)
 
 
 def test_the_limits_are_those_of_the_native_library():
@@ -302,7 +327,8 @@ def test_a_program_comes_back_from_json(seed, num_ops):
 @pytest.mark.parametrize("kind", OPS)
 def test_every_field_comes_back_from_json(kind):
     unlike = {str: "other", int: 7, bool: True, float: 7.5}
-    fields = {name: unlike[of_type] for name, of_type in typing.get_type_hints(OPS[kind]).items()}
+    types_of = typing.get_type_hints(OPS[kind])
+    fields = {field.name: unlike[types_of[field.name]] for field in dataclasses.fields(OPS[kind])}
     op = OPS[kind](**fields)
     program = program_of(op, width_in=1, width_out=1)
     assert program.to_json()["ops"] == [{"op": kind, **fields}]
@@ -328,7 +354,7 @@ CONV = {"op": "conv1d", "input": "x", "output": "y", "weight": "w"}
 @pytest.mark.parametrize(
     ("entry", "complaint"),
     [
-        ({"op": "lstm", "input": "x"}, "unknown operation {'op': 'lstm', 'input': 'x'}"),
+        ({"op": "gru", "input": "x"}, "unknown operation {'op': 'gru', 'input': 'x'}"),
         ({"input": "x"}, "unknown operation {'input': 'x'}"),
         ({"op": ["conv1d"]}, "unknown operation {'op': ['conv1d']}"),
         ({"op": None}, "unknown operation {'op': None}"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from tests.runtime.definitions import all_values
 from torch import Tensor, nn
 
 from subtone.export.lower import UnsupportedOperatorError, lower
@@ -15,7 +16,6 @@ from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import asymmetric_grid, symmetric_grid
 from subtone.program import MAX_FLOAT32, Add, Affine, Clip, Constant, Conv1d, Program
 from subtone.qtensor import QTensor
-from subtone.runtime.ops import DEFINITIONS
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -31,10 +31,7 @@ def lowered(
 
 
 def run(program: Program, constants: Mapping[str, Constant], features: np.ndarray) -> np.ndarray:
-    values = {program.input: features}
-    for op in program.ops:
-        values[op.output] = DEFINITIONS[type(op)](op, values, constants)
-    return values[program.output]
+    return all_values(program, constants, features)[program.output]
 
 
 def in_torch(network: nn.Module, features: np.ndarray) -> np.ndarray:
@@ -246,9 +243,13 @@ def test_an_operator_we_do_not_have_is_named_with_its_module(operator, message: 
         lowered(Toy(WithOperator(operator)).eval())
 
 
-def test_grouped_convolutions_other_than_depthwise_are_refused() -> None:
-    with pytest.raises(UnsupportedOperatorError, match="groups=2"):
-        lowered(Toy(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 3, 1))).eval())
+def test_a_grouped_convolution_equals_torch() -> None:
+    network = Toy(nn.Sequential(nn.Conv1d(4, 8, 3, groups=2, padding=1), nn.Conv1d(8, 4, 2, groups=4))).eval()
+    features = np.random.default_rng(1).normal(0, 1, (9, 4)).astype(np.float32)
+    program, constants = lowered(network)
+    np.testing.assert_allclose(
+        run(program, constants, features), in_torch(network, features), rtol=0, atol=1e-6
+    )
 
 
 def test_a_parametrized_weight_is_refused() -> None:

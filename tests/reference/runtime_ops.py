@@ -58,22 +58,23 @@ def integer_product(features: np.ndarray, weight: QTensor, bits: int) -> np.ndar
 
 
 def float_convolution(features: np.ndarray, weight: np.ndarray, op: Conv1d) -> np.ndarray:
-    """One output at a time: taps ascending, within a tap inputs ascending, 0 beyond both ends."""
+    """One output at a time: taps ascending, within a tap the inputs of its group, 0 beyond both ends."""
     frames = len(features)
+    behind = op.padding if op.padding_behind < 0 else op.padding_behind
     outputs, depth = weight.shape[:2]
     taps = weight.reshape(outputs, depth, op.kernel)
     frames_out = 0
-    while frames_out * op.stride + (op.kernel - 1) * op.dilation < frames + 2 * op.padding:
+    while frames and frames_out * op.stride + (op.kernel - 1) * op.dilation < op.padding + frames + behind:
         frames_out += 1  # as long as the last tap lies within the padded utterance
     result = np.zeros((frames_out, outputs), np.float32)
     for t in range(frames_out):
         for n in range(outputs):
+            group = n // (outputs // op.groups)
             total = np.float32(0)
             for tap in range(op.kernel):
                 row = t * op.stride + tap * op.dilation - op.padding
                 for k in range(depth):
-                    column = n if op.groups > 1 else k
-                    x = features[row, column] if 0 <= row < frames else np.float32(0)
+                    x = features[row, group * depth + k] if 0 <= row < frames else np.float32(0)
                     product = x * taps[n, k, tap]
                     total = total + product
             result[t, n] = total

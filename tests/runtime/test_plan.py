@@ -1,4 +1,4 @@
-"""A plan keeps apart what is alive together, wastes little, and is made once for a length."""
+"""A plan keeps apart what is alive together, holds what is needed later, wastes little, is made once for a length."""
 
 from __future__ import annotations
 
@@ -6,28 +6,90 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference.dependencies import dependencies
 from tests.runtime.small_programs import program_of, random_program
+from tests.runtime.streaming_programs import streaming_program
 
-from subtone.program import Add, Conv1d, Relu, inputs_of
-from subtone.runtime.plan import MAX_PLANS, Planner
+from subtone.program import Add, Conv1d, Relu, inputs_of, results_of
+from subtone.runtime.plan import MAX_PLANS, Plan, Planner
+from subtone.runtime.tables import with_tables
 
 
-@given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 12), frames=st.integers(0, 50))
-def test_values_that_are_alive_together_never_overlap(seed, num_ops, frames):
-    program, constants = random_program(np.random.default_rng(seed), num_ops)
-    planner = Planner(program, constants)
-    plan = planner.plan(frames)
-    first_bytes = {name: int(plan.offsets[position]) for name, position in planner.index.items()}
-    num_bytes = {n: int(plan.frames[i]) * planner.widths[n] * 4 for n, i in planner.index.items()}
-    for op_index, op in enumerate(program.ops):
-        read_later = {name for later in program.ops[op_index:] for name in inputs_of(later)}
-        written = {earlier.output for earlier in program.ops[:op_index]}
-        alive = [n for n in (read_later & written) | {op.output} if first_bytes[n] >= 0]
-        spans = sorted((first_bytes[name], first_bytes[name] + num_bytes[name]) for name in alive)
+def planner_of(seed: int, num_draws: int) -> Planner:
+    """A planner of a program that can stream; what it makes of constants alone is made."""
+    return Planner(*with_tables(*streaming_program(np.random.default_rng(seed), num_draws)))
+
+
+def assert_apart(planner: Planner, plan: Plan) -> None:
+    """What is alive at an op lies in whole cache lines of the arena, each value in bytes of its own."""
+    ops, position = planner.program.ops, planner.index
+    held = {name: int(plan.end[i] - plan.base[i]) * planner.widths[name] * 4 for name, i in position.items()}
+    offsets = {name: int(plan.offsets[i]) for name, i in position.items()}
+    ends = (*planner.program.inputs, planner.program.output)
+    assert {name for name, offset in offsets.items() if offset < 0} == {
+        name for name in ends if plan.base[position[name]] == plan.first[position[name]]
+    }
+    written = set(planner.program.inputs)
+    for index, op in enumerate(ops):
+        written |= set(results_of(op))
+        read_later = {name for later in ops[index:] for name in inputs_of(later)} | {planner.program.output}
+        alive = [name for name in (written & read_later) | set(results_of(op)) if offsets[name] >= 0]
+        spans = sorted((offsets[name], offsets[name] + held[name]) for name in alive)
         assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
         assert all(end <= plan.arena_bytes for _, end in spans)
+    assert all(offset % 64 == 0 for offset in offsets.values() if offset >= 0)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), num_draws=st.integers(1, 10), sizes=st.lists(st.integers(0, 20), min_size=1)
+)
+def test_values_that_are_alive_together_never_overlap(seed, num_draws, sizes):
+    planner, before = planner_of(seed, num_draws), None
+    assert_apart(planner, planner.plan(sizes[0]))
+    for index, rows in enumerate(sizes):
+        plan = planner.plan(rows, before, is_last=index == len(sizes) - 1)
+        assert_apart(planner, plan)
+        before = plan.end
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), num_draws=st.integers(1, 8), sizes=st.lists(st.integers(0, 20), max_size=5)
+)
+def test_a_plan_goes_on_where_the_one_before_stopped(seed, num_draws, sizes):
+    planner = planner_of(seed, num_draws)
+    ends, keep = planner.start(), planner.start()
+    for rows in sizes:
+        plan = planner.plan(rows, ends, is_last=False)
+        assert plan.first.tolist() == ends.tolist()
+        assert plan.base.tolist() == keep.tolist()
+        assert (plan.base <= plan.first).all()
+        assert (plan.first <= plan.end).all()
+        assert planner.state_size(plan.end) == (plan.end - plan.keep) @ planner.row_sizes
+        ends, keep = plan.end, plan.keep
+    last = planner.plan(3, ends)
+    assert last.keep.tolist() == last.end.tolist()  # nothing follows, nothing is kept
+    assert last.end.tolist() == planner.plan(sum(sizes) + 3).end.tolist()
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), num_draws=st.integers(1, 8), rows=st.integers(0, 25))
+def test_rows_kept_are_those_that_later_rows_depend_on(seed, num_draws, rows):
+    """Against a trace of what each row of the next 40 depends on; the first such row, and so no more."""
+    planner = planner_of(seed, num_draws)
+    now, later = (planner.plan(count, is_last=False) for count in (rows, rows + 40))
+    first = now.end.tolist()
+    for op in planner.program.ops:
+        (written, *_) = (planner.index[name] for name in results_of(op))
+        for row in range(now.end[written], later.end[written]):
+            for name, needed in dependencies(op, row).items():
+                if name in planner.index:
+                    place = planner.index[name]
+                    first[place] = min([first[place], *(other for other in needed if other >= 0)])
+    assert now.keep.tolist() == first
 
 
 @given(seed=st.integers(0, 10**6), frames=st.integers(0, 50))
@@ -36,16 +98,10 @@ def test_a_plan_has_the_frames_that_the_program_has(seed, frames):
     planner = Planner(program, constants)
     shapes = program.shapes(frames, constants)
     expected = [shapes[name][0] for name in planner.index]
-    assert planner.plan(frames).frames.tolist() == expected
-
-
-def test_offsets_are_whole_cache_lines_and_the_callers_buffers_have_none():
-    program, constants = random_program(np.random.default_rng(3), 8)
-    planner = Planner(program, constants)
-    offsets = planner.plan(7).offsets
-    outside = {planner.index["x"], planner.index["y"]}
-    assert {i for i, offset in enumerate(offsets) if offset == -1} == outside
-    assert all(offset % 64 == 0 for i, offset in enumerate(offsets) if i not in outside)
+    plan = planner.plan(frames)
+    assert plan.end.tolist() == plan.keep.tolist() == expected
+    assert not plan.first.any()
+    assert not plan.base.any()
 
 
 def test_a_residual_chain_of_any_depth_needs_three_values():
@@ -73,10 +129,10 @@ def test_a_length_seen_lately_is_not_planned_again():
     first = planner.plan(1)
     for frames in range(2, MAX_PLANS + 1):
         planner.plan(frames)
-    assert planner.plan(1) is first
+    assert planner.plan(1).offsets is first.offsets
     for frames in range(100, 100 + MAX_PLANS):
         planner.plan(frames)
-    assert planner.plan(1) is not first
+    assert planner.plan(1).offsets is not first.offsets
 
 
 def test_a_negative_length_is_refused():
@@ -101,7 +157,9 @@ def test_more_bytes_than_64_bits_count_are_out_of_memory():
     ops = [Relu(input="x", output=name) for name in names]
     ops += [Add(left=sums[i - 1], right=names[i], output=sums[i]) for i in range(1, 33)]
     planner = Planner(program_of(*ops, width_in=2**24, width_out=2**24), {})
-    with pytest.raises(MemoryError, match="2147483648 frames need 4899916394579099648 bytes for values"):
+    with pytest.raises(
+        MemoryError, match="4899916394579099648 bytes are needed for values; hear less at once"
+    ):
         planner.plan(2**31)
 
 

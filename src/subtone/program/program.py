@@ -153,6 +153,11 @@ class Program:
                 require(name in widths, f"{where} reads {name}, which no earlier op writes")
             read = {field: widths[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
             width = op.width(read, constants, where)
+            if isinstance(op, Attention) and op.positions and op.left >= 0:
+                require(
+                    op.positions in self.tables,
+                    f"{where} has left={op.left} and positions that depend on an input; make them of constants",
+                )
             for name in results_of(op):
                 require(name not in widths, f"{where} writes {name} a second time")
                 widths[name] = width

@@ -67,6 +67,7 @@ class NumpyEngine:
         return start_of(self._planner)
 
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
+        check_state(state, self._planner)
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
@@ -112,7 +113,7 @@ class NumpyEngine:
         position = planner.index[self._ops.output]
         output = values[self._ops.output].held[int(plan.first[position] - plan.base[position]) :]
         rows = np.concatenate([kept[name].reshape(-1) for name in planner.index])
-        return output, StreamState(plan.end, rows)
+        return output, StreamState(plan.end, rows, is_last)
 
 
 def start_of(planner: Planner) -> StreamState:
@@ -120,6 +121,17 @@ def start_of(planner: Planner) -> StreamState:
     if obstacle := planner.program.obstacle:
         raise ValueError(f"the model cannot stream: {obstacle}; let it hear whole utterances")
     return StreamState(planner.start(), np.empty(0, np.float32))
+
+
+def check_state(state: StreamState, planner: Planner) -> None:
+    """ValueError unless a step of this program may go on from `state`."""
+    if state.is_ended:
+        raise ValueError("is_last=True ended this stream; begin another with start()")
+    size = planner.state_size(state.ends) if len(state.ends) == len(planner.index) else -1
+    if size != state.rows.size:
+        raise ValueError(
+            "the state is one of another program; use what start() or step() of this engine gave"
+        )
 
 
 def _split(counts: NDArray[np.int64], planner: Planner, rows: Matrix | None) -> dict[str, Matrix]:
@@ -204,6 +216,7 @@ class NativeEngine:
         return start_of(self._planner)
 
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
+        check_state(state, self._planner)
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
@@ -232,7 +245,7 @@ class NativeEngine:
                 after.size,
             )
         native.require_ok(self._library, status, f"running {len(inputs[0])} frames")
-        return output, StreamState(plan.end, after)
+        return output, StreamState(plan.end, after, is_last)
 
 
 def available_isas() -> tuple[str, ...]:
@@ -305,7 +318,3 @@ def _checked_features(features: Matrix, width: int) -> Matrix:
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity; a program is defined on finite values")
     return np.require(features, np.float32, ["C", "A"])
-
-
-def _no_logits(program: Program) -> Matrix:
-    return np.empty((0, program.output_width), np.float32)

@@ -73,18 +73,23 @@ def tanh(x: Floats) -> Floats:
     [0.0]
     """
     x = np.asarray(x, np.float32)
-    square = x * x
-    near = (_polynomial(square, (*_TANH, *_TANH_LOW)) * square) * x + x
-    e = exp(-_TWO * np.abs(x))
+    is_near = np.abs(x) < _TANH_BORDER
+    small = np.where(is_near, x, np.float32(0))  # the polynomial would overflow beyond
+    square = small * small
+    near = (_polynomial(square, (*_TANH, *_TANH_LOW)) * square) * small + small
+    with np.errstate(over="ignore"):  # infinity is clipped by exp
+        e = exp(-_TWO * np.abs(x))
     far = np.copysign((_ONE - e) / (_ONE + e), x)
-    return np.where(np.abs(x) < _TANH_BORDER, near, far)
+    return np.where(is_near, near, far)
 
 
 def erf(x: Floats) -> Floats:
     """With t = 1 / (1 + 0.3275911 |x|): 1 - (q(t) t) exp(-x^2) under the sign of x (Abramowitz and Stegun, 7.1.26)."""
     x = np.asarray(x, np.float32)
     t = _ONE / (_ONE + _ERF_P * np.abs(x))
-    return np.copysign(_ONE - (_polynomial(t, _ERF) * t) * exp(-(x * x)), x)
+    with np.errstate(over="ignore"):  # infinity is clipped by exp
+        square = x * x
+    return np.copysign(_ONE - (_polynomial(t, _ERF) * t) * exp(-square), x)
 
 
 def silu(x: Floats) -> Floats:
@@ -100,7 +105,8 @@ def gelu(x: Floats) -> Floats:
 def gelu_tanh(x: Floats) -> Floats:
     """`(x / 2) (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`."""
     root, cubic = _GELU_TANH
-    inner = root * (x + (cubic * x) * (x * x))
+    with np.errstate(over="ignore"):  # tanh of infinity is 1
+        inner = root * (x + (cubic * x) * (x * x))
     return (_HALF * x) * (_ONE + tanh(inner))
 
 

@@ -119,7 +119,7 @@ def conv2d(op: Conv2d, seen: Seen, constants: Constants, first: int, end: int) -
 
 def stack(op: Stack, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:
     rows = seen["input"][first * op.count : end * op.count]
-    return (np.ascontiguousarray(rows).reshape(end - first, -1),)
+    return (rows.reshape(end - first, -1).copy(),)  # never a view of what the caller gave
 
 
 def affine(op: Affine, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:
@@ -185,7 +185,7 @@ def concat(op: Concat, seen: Seen, constants: Constants, first: int, end: int) -
 
 
 def columns(op: Columns, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:
-    return (np.ascontiguousarray(seen["input"][first:end][:, op.first : op.first + op.count]),)
+    return (seen["input"][first:end][:, op.first : op.first + op.count].copy(),)
 
 
 def embedding(op: Embedding, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:

@@ -83,6 +83,10 @@ class Planner:
         """Ends of all values before the first row."""
         return np.zeros(len(self.index), np.int64)
 
+    def state_size(self, ends: NDArray[np.int64]) -> int:
+        """Numbers that the state of a stream holds once all values have `ends`."""
+        return int((ends - self._needed(ends)) @ self.row_sizes)
+
     def plan(self, rows: int, before: NDArray[np.int64] | None = None, *, is_last: bool = True) -> Plan:
         """The plan for `rows` new rows of every input, behind `before`, the `end` of the run before.
 

@@ -17,10 +17,12 @@ class StreamState:
 
     * `ends`: int64, rows of every value so far, in the order of the program's planner.
     * `rows`: float32, flat: the kept rows of every value, one value after the other.
+    * `is_ended`: whether the step that made it was the last; none goes on from it.
     """
 
     ends: NDArray[np.int64]
     rows: NDArray[np.float32]
+    is_ended: bool = False
 
     @property
     def num_bytes(self) -> int:

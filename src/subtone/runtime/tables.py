@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 
+import numpy as np
+
 from subtone.program import Constants, Program, inputs_of, results_of, vector_of
 from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.rows import Rows
@@ -16,7 +18,7 @@ def with_tables(program: Program, constants: Constants) -> tuple[Program, Consta
     Computed by their definitions in NumPy, for every engine: projected relative positions, a few
     thousand rows in all.
     """
-    program.widths(constants)
+    widths = program.widths(constants)
     tables = program.tables
     steps = [op for op in program.ops if op.output in tables]
     if not steps:
@@ -29,6 +31,8 @@ def with_tables(program: Program, constants: Constants) -> tuple[Program, Consta
             if (name := getattr(op, field))
         }
         end = op.end({field: rows.end for field, rows in seen.items()}, is_last=True)
+        if op.memory:  # nothing before the first row
+            seen |= {field: Rows(np.empty((0, widths[op.output]), np.float32)) for field in op.RESULTS}
         results = DEFINITIONS[type(op)](op, seen, constants, 0, end)
         made |= dict(zip(results_of(op), results, strict=True))
     ops = tuple(op for op in program.ops if op.output not in tables)
