@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from subtone.models.checkpoints import Checkpoint, Quantization, load_checkpoint, save_checkpoint
-from subtone.models.nemo import nemo_names
+from subtone.models.nemo_quartznet import quartznet_places
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import symmetric_grid
 from subtone.qtensor import QTensor
@@ -255,7 +255,9 @@ def write_nemo(
         ),
         "encoder": changed({"feat_in": 64, "jasper": blocks}, encoder),
     } | (config or {})
-    state = {theirs: network.state_dict()[ours] for ours, theirs in nemo_names(network) if theirs != drop}
+    state = {
+        theirs: network.state_dict()[ours] for ours, theirs, _ in quartznet_places(network) if theirs != drop
+    }
     weights = io.BytesIO()
     torch.save(changed(state, tensors), weights)
     parts = {

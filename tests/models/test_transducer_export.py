@@ -44,6 +44,18 @@ def inputs_of(part: str, width: int, frames: int) -> tuple[torch.Tensor, ...]:
     return (rows,) if part == "encoder2" else (rows, torch.randn(1, frames, width))
 
 
+def run_graph(exported: torch.export.ExportedProgram, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the nodes of a graph compute, at whatever length.
+
+    Not `exported.module()`: while it traces an nn.LSTM, torch takes the length for the only one, and
+    refuses others from then on, though no node holds it.
+    """
+    state, inputs = {**exported.state_dict, **exported.constants}, iter(given)
+    specs = exported.graph_signature.input_specs
+    values = [next(inputs) if spec.target is None else state[spec.target] for spec in specs]
+    return torch.fx.Interpreter(exported.graph_module).run(*values)
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # torch's own pytrees
 @pytest.mark.filterwarnings("ignore:The tensor attribute.*_flat_weights:UserWarning")  # of every nn.LSTM
 @pytest.mark.parametrize(("name", "part"), PARTS)
@@ -59,5 +71,6 @@ def test_an_exported_part_computes_the_same_at_any_length(name: str, part: str) 
     assert called - ALLOWED == set()
     for frames in (24, 5, 31):
         given = inputs_of(part, width, frames)
-        found, expected = exported.module()(*given), module(*given)
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+        expected = module(*given)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        torch.testing.assert_close(run_graph(exported, *given), expected, rtol=0, atol=2e-6)

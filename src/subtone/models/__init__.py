@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
-from subtone.models import quartznet
+from subtone.models import conformer, conformer_config, quartznet
 
-Network = quartznet.QuartzNet
+Network = quartznet.QuartzNet | conformer.ConformerCtc
 """What a checkpoint may hold: `config`, `frames_per_step`, and a forward pass as QuartzNet's."""
 
-FAMILIES = {"quartznet": (quartznet.QuartzNetConfig, quartznet.QuartzNet)}
+Config = quartznet.QuartzNetConfig | conformer_config.ConformerCtcConfig
+"""What `Network.config` is."""
+
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "quartznet": (quartznet.QuartzNetConfig, quartznet.QuartzNet),
+    "conformer-ctc": (conformer_config.ConformerCtcConfig, conformer.ConformerCtc),
+}
 """Family, as a checkpoint names it -> its config and its network."""
 
-MODELS = {name: quartznet.QuartzNetConfig(blocks=blocks) for name, blocks in quartznet.PRESETS.items()}
+MODELS: dict[str, Config] = {
+    **{name: quartznet.QuartzNetConfig(blocks=blocks) for name, blocks in quartznet.PRESETS.items()},
+    **conformer_config.CONFORMER_CTCS,
+}
 """Preset -> config."""
 
 
-def preset(name: str) -> quartznet.QuartzNetConfig:
+def preset(name: str) -> Config:
     """The config called `name`; a misspelt one suggests the nearest."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)

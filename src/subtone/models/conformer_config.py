@@ -135,6 +135,11 @@ class ConformerCtcConfig:
     def num_features(self) -> int:
         return self.encoder.num_features
 
+    def with_ends(self, *, num_features: int, num_outputs: int) -> ConformerCtcConfig:
+        """The same network for other features and labels."""
+        encoder = dataclasses.replace(self.encoder, num_features=num_features)
+        return dataclasses.replace(self, encoder=encoder, num_outputs=num_outputs)
+
     def to_json(self) -> dict:
         return {
             "family": "conformer-ctc",

@@ -57,6 +57,10 @@ class QuartzNetConfig:
         if not self.blocks:
             raise ValueError("blocks is empty; a network needs at least one")
 
+    def with_ends(self, *, num_features: int, num_outputs: int) -> QuartzNetConfig:
+        """The same network for other features and labels."""
+        return dataclasses.replace(self, num_features=num_features, num_outputs=num_outputs)
+
     def to_json(self) -> dict:
         return {
             "family": "quartznet",

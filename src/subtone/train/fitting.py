@@ -74,9 +74,8 @@ def fit(
         raise ValueError("dev has no utterances; give at least one")
     front_end = front_end or FrontEnd()
     torch.manual_seed(settings.seed)
-    config = dataclasses.replace(
-        preset(settings.model), num_features=front_end.num_mels, num_outputs=len(tokenizer.labels) + 1
-    )
+    ends = {"num_features": front_end.num_mels, "num_outputs": len(tokenizer.labels) + 1}
+    config = preset(settings.model).with_ends(**ends)
     network = build(config.to_json())
     module = CtcModule(network, tokenizer=tokenizer, settings=settings)
     run(folder, module, train=train, dev=dev, front_end=front_end, progress=progress)
