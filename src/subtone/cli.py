@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "train": learning.train,
     "quantize": learning.quantize,
     "methods": learning.methods,
+    "models": measuring.models,
     "pack": serving.pack,
     "inspect": serving.inspect,
     "transcribe": serving.transcribe,

@@ -1,4 +1,4 @@
-"""How good, how fast, how large: evaluate, compare, bench model, report figures."""
+"""How good, how fast, how large: models, evaluate, compare, bench model, report figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from subtone.files import write_text
 
 if TYPE_CHECKING:
     from subtone.report.evaluate import Heard
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the networks: parameters, MB at each number of bits, bit operations; beside the papers' figures.
+
+    BOPs are 10^12 products of weights times bits of weights times bits of activations, for 10 s of sound.
+
+    Example: subtone models
+    """
+    from subtone.models.accounting import describe_models
+    from subtone.report.tables import models as table_of
+
+    document = describe_models()
+    show(document, as_json=as_json, table=None if as_json else table_of(document))
 
 
 def evaluate(
