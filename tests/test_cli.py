@@ -450,3 +450,11 @@ def test_ctrl_c_leaves_nothing_half_written(workplace: Path, tmp_path: Path) -> 
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_lists_every_preset_with_its_sizes() -> None:
+    rows = {row["model"]: row for row in json.loads(subtone("models", "--json").stdout)}
+    assert rows["s8bqat-m1"]["weights"] == 61_019_136
+    assert rows["conformer-transducer-l"]["megabytes"]["2"] == 53.719
+    shown = subtone("models").stdout
+    assert [name for name in rows if shown.count(name) < 2] == []

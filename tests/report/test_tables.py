@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from subtone.report.tables import EVALUATION_ROWS, evaluation
+from subtone.report.tables import EVALUATION_ROWS, evaluation, models
 
 ROW = {
     "utterances": 300,
@@ -34,3 +34,32 @@ def test_three_models_stand_whole_in_80_places() -> None:
         assert name in told
         assert told.count(written(ROW)) >= 3, name
     assert "…" not in told
+
+
+def test_every_model_has_its_own_figures_and_the_papers_beside_them() -> None:
+    published = {
+        "paper": "int2",
+        "parameters": 118.8,
+        "counted": "weights",
+        "megabytes": {"8": 138.1},
+        "encoder_megabytes": {"4": 61},
+        "bit_operations": {"8x8": 2.7},
+        "note": "near enough",
+    }
+    row = {
+        "parameters": 118_617_344,
+        "parameters_one_bias_a_gate": 118_614_784,
+        "weights": 118_329_856,
+        "megabytes": {"32": 474.46, "8": 137.87},
+        "encoder_megabytes": {"4": 61.05},
+        "bit_operations_10_s": {"8x8": 2_642_000_000_000},
+    }
+    small = {**row, "parameters": 2_000_000, "megabytes": {"32": 8.0, "8": 2.5}}
+    text = io.StringIO()
+    rows = [{**row, "model": "large", "published": published}, {**small, "model": "small", "published": None}]
+    Console(file=text, width=120).print(models(rows))
+    lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
+    assert "large 118.33 (118.8) 474.5 137.9 (138.1) 61.0 (61)" in lines
+    assert "small 2.00 8.0 2.5 61.0" in lines
+    assert "large 2.64 (2.7) int2 near enough" in lines
+    assert "small 2.64" in lines

@@ -1,45 +1,92 @@
-"""Float networks, in torch. MODELS names every one that a checkpoint may hold."""
+"""Float networks, in torch. MODELS names every preset, FAMILIES every kind of network there is.
+
+Networks with a CTC head take features and give logits; they are what a checkpoint may hold
+(`Network`). Transducers take labels too (`transducer`, `cascaded`).
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from subtone.models import conformer, conformer_config, quartznet
+from subtone.models import cascaded, conformer, conformer_config, presets, quartznet, transducer
 
 Network = quartznet.QuartzNet | conformer.ConformerCtc
 """What a checkpoint may hold: `config`, `frames_per_step`, and a forward pass as QuartzNet's."""
 
-Config = quartznet.QuartzNetConfig | conformer_config.ConformerCtcConfig
+CtcConfig = quartznet.QuartzNetConfig | conformer_config.ConformerCtcConfig
 """What `Network.config` is."""
 
-FAMILIES: dict[str, tuple[Any, Any]] = {
+TransducerNetwork = transducer.Transducer | cascaded.Cascaded
+"""What needs labels to compute: `config`, `frames_per_step`, `blank_index`, `entries()`."""
+
+Config = CtcConfig | transducer.TransducerConfig | cascaded.CascadedConfig
+
+CTC_FAMILIES: dict[str, tuple[Any, Any]] = {
     "quartznet": (quartznet.QuartzNetConfig, quartznet.QuartzNet),
     "conformer-ctc": (conformer_config.ConformerCtcConfig, conformer.ConformerCtc),
 }
 """Family, as a checkpoint names it -> its config and its network."""
 
-MODELS: dict[str, Config] = {
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    **CTC_FAMILIES,
+    transducer.FAMILY: (transducer.TransducerConfig, transducer.Transducer),
+    cascaded.FAMILY: (cascaded.CascadedConfig, cascaded.Cascaded),
+}
+"""The same, of every family."""
+
+CTC_MODELS: dict[str, CtcConfig] = {
     **{name: quartznet.QuartzNetConfig(blocks=blocks) for name, blocks in quartznet.PRESETS.items()},
     **conformer_config.CONFORMER_CTCS,
 }
+"""Preset with a CTC head -> config."""
+
+MODELS: dict[str, Config] = {**CTC_MODELS, **presets.TRANSDUCERS, **presets.CASCADES}
 """Preset -> config."""
 
 
 def preset(name: str) -> Config:
     """The config called `name`; a misspelt one suggests the nearest."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(MODELS)}"
-        raise ValueError(f"model={name!r} is not a preset; {hint}")
+        raise ValueError(f"model={name!r} is not a preset; {_nearest(name, MODELS)}")
     return MODELS[name]
 
 
-def build(document: Mapping) -> Network:
+def ctc_preset(name: str) -> CtcConfig:
+    """The config called `name`, if it has a CTC head; a misspelt one suggests the nearest.
+
+    >>> ctc_preset("bifocal")
+    Traceback (most recent call last):
+    ValueError: model='bifocal' is a transducer; use one with a CTC head, such as quartznet-demo
+    """
+    if name in CTC_MODELS:
+        return CTC_MODELS[name]
+    preset(name)
+    raise ValueError(
+        f"model={name!r} is a transducer; use one with a CTC head, such as {next(iter(CTC_MODELS))}"
+    )
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+
+
+def build(document: Mapping) -> Network | TransducerNetwork:
     """The network that a config's `to_json()` describes, with fresh weights."""
-    family = document.get("family")
-    if family not in FAMILIES:
-        raise ValueError(f"model family={family!r} is not known; use one of {', '.join(FAMILIES)}")
-    config, network = FAMILIES[family]
+    return _build(document, FAMILIES)
+
+
+def build_ctc(document: Mapping) -> Network:
+    """The same, of networks with a CTC head only: those a checkpoint holds and a recognizer hears with."""
+    return _build(document, CTC_FAMILIES)
+
+
+def _build(document: Mapping, families: Mapping[str, tuple[Any, Any]]) -> Any:
+    family = str(document.get("family"))
+    if family not in families:
+        is_known = "has no CTC head" if family in FAMILIES else "is not known"
+        raise ValueError(f"model family={family!r} {is_known}; use one of {', '.join(families)}")
+    config, network = families[family]
     return network(config.from_json(document))

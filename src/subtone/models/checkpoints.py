@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from subtone.files import replacing
-from subtone.models import Network, build
+from subtone.models import Network, build_ctc
 from subtone.models.nemo import load_nemo
 from subtone.qtensor import QTensor
 from subtone.speech.features import front_end_from_json
@@ -168,7 +168,7 @@ def _load_folder(path: Path) -> Checkpoint:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{weights_path} is damaged: {error}") from error
     try:
-        network = build(document["model"])
+        network = build_ctc(document["model"])
         quantization = _take_quantization(document, state)
         for name, weight in quantization.weights.items() if quantization else ():
             state[name] = torch.from_numpy(weight.dequantize())

@@ -67,6 +67,63 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def models(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Two rows a preset, of `models.accounting.describe_models`: its size; its operations and remarks."""
+    sizes = Table(
+        title="Millions of parameters and MB; in brackets what the paper prints",
+        caption="*: all of the encoder at 4 bits, the rest at 8",
+        box=box.SIMPLE_HEAD,
+    )
+    operations = Table(
+        title="BOPs: 10^12 products x bits of weights x bits of activations in 10 s", box=box.SIMPLE_HEAD
+    )
+    for table, columns in (
+        (sizes, ["million", *(f"{bits} bits" for bits in rows[0]["megabytes"]), "4/8 *"]),
+        (operations, list(rows[0]["bit_operations_10_s"])),
+    ):
+        table.add_column("model", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+    operations.add_column("paper")
+    operations.add_column("what differs")
+    for row in rows:
+        of = row["published"] or {}
+        printed = {name: of.get(name, {}) for name in ("megabytes", "encoder_megabytes", "bit_operations")}
+        sizes.add_row(
+            row["model"],
+            _beside(row[COUNTED[of.get("counted", "parameters")]] / 1e6, of.get("parameters"), 2),
+            *(_beside(size, printed["megabytes"].get(bits), 1) for bits, size in row["megabytes"].items()),
+            _beside(row["encoder_megabytes"]["4"], printed["encoder_megabytes"].get("4"), 1),
+        )
+        operations.add_row(
+            row["model"],
+            *(
+                _beside(count / 1e12, printed["bit_operations"].get(key), 2)
+                for key, count in row["bit_operations_10_s"].items()
+            ),
+            of.get("paper", ""),
+            of.get("note", ""),
+        )
+    return Group(sizes, operations)
+
+
+COUNTED = {
+    "parameters": "parameters",
+    "one bias a gate": "parameters_one_bias_a_gate",
+    "weights": "weights",
+}
+"""What a paper counts -> the key of our count."""
+
+
+def _beside(ours: float, theirs: float | None, digits: int) -> str:
+    """Ours, and theirs in brackets where there is one.
+
+    >>> _beside(137.87, 138.1, 1), _beside(30.6624, None, 2)
+    ('137.9 (138.1)', '30.66')
+    """
+    return f"{ours:.{digits}f}" + ("" if theirs is None else f" ({theirs:g})")
+
+
 def comparison(document: Mapping[str, Any]) -> Group:
     """The difference of two models, and the first utterances that they heard differently."""
     low, high = document["difference_interval_percent"]

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from subtone.files import replacing
-from subtone.models import Network, build, preset
+from subtone.models import Network, build_ctc, ctc_preset
 from subtone.models.checkpoints import Checkpoint
 from subtone.speech.data import Utterance
 from subtone.speech.features import FrontEnd
@@ -76,8 +76,8 @@ def fit(
     front_end = front_end or FrontEnd()
     torch.manual_seed(settings.seed)
     ends = {"num_features": front_end.num_features, "num_outputs": len(tokenizer.labels) + 1}
-    config = preset(settings.model).with_ends(**ends)
-    network = build(config.to_json())
+    config = ctc_preset(settings.model).with_ends(**ends)
+    network = build_ctc(config.to_json())
     module = CtcModule(network, tokenizer=tokenizer, settings=settings)
     run(folder, module, train=train, dev=dev, front_end=front_end, progress=progress)
     checkpoint = Checkpoint(network=network.cpu().eval(), front_end=front_end, tokenizer=tokenizer)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from subtone.models import preset
+from subtone.models import ctc_preset
 from subtone.quantize.errors import one_line
 from subtone.quantize.rules import STRICT, Recipe
 
@@ -74,7 +74,7 @@ class Learning(pydantic.BaseModel):
 class TrainSettings(Learning):
     """A float model from nothing: what every run has, and
 
-    * `model`: a preset of `subtone.models.MODELS`.
+    * `model`: a preset of `subtone.models.CTC_MODELS`.
     """
 
     name: str
@@ -82,7 +82,7 @@ class TrainSettings(Learning):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> TrainSettings:
-        preset(self.model)
+        ctc_preset(self.model)
         return self
 
     @classmethod

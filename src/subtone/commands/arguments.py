@@ -1,0 +1,39 @@
+"""What several commands take: options, the folders of a run, and a model to hear with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from subtone.speech.recognize import Recognizer
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
+
+
+def out_and_run(out: Path) -> tuple[Path, Path]:
+    """OUT, and OUT.run for the state of a run; absolute, because "." has no name and moves when replaced."""
+    out = Path(os.path.abspath(out))
+    return out, out.with_name(f"{out.name}.run")
+
+
+def recognizer_of(path: Path, threads: int) -> Recognizer:
+    """Whatever `path` is: a packed file, or a checkpoint in torch."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a .subtone file, a checkpoint folder or a .nemo file")
+    if path.is_dir() or path.suffix == ".nemo":
+        import torch
+
+        from subtone.models.checkpoints import load_checkpoint
+        from subtone.quantize.simulate import simulated
+
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        return simulated(load_checkpoint(path)).recognizer()
+    from subtone.runtime.session import Session
+
+    return Session.load(path, threads=threads).recognizer

@@ -1,0 +1,93 @@
+"""Packed files and what they hear: pack, inspect, transcribe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subtone.command_errors import complain
+from subtone.command_output import progress_bar, say, show
+from subtone.commands.arguments import AsJson, Threads, recognizer_of
+
+
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="Our checkpoint folder or a .nemo file.")],
+    file: Annotated[Path, typer.Argument(help="The packed file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as one packed file that runs without torch.
+
+    Example: subtone pack q8/ q8.subtone
+    """
+    from subtone.export.package import package
+    from subtone.models.checkpoints import load_checkpoint
+    from subtone.pack import write_packed
+    from subtone.qtensor import QTensor
+
+    if file.suffix != ".subtone":
+        raise ValueError(f"file={file} must end in .subtone")
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(f"file={file} is a folder or lies in none; give a file in a folder that exists")
+    with progress_bar(f"packing {checkpoint.name}") as move:
+        move(0, 3)
+        source = load_checkpoint(checkpoint)
+        move(1, 3)
+        model = package(source, name=checkpoint.name)
+        move(2, 3)
+        write_packed(file, model)
+        move(3, 3)
+    num_bytes = file.stat().st_size
+    document = {
+        "file": str(file),
+        "bytes": num_bytes,
+        "checkpoint": str(checkpoint),
+        "parameters": model.provenance["parameters"],
+        "operations": len(model.program.ops),
+        "quantized_weights": sum(isinstance(value, QTensor) for value in model.constants.values()),
+    }
+    say(document, as_json=as_json, line=f"{file}: {num_bytes / 1e6:.2f} MB")
+
+
+def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_json: AsJson = False) -> None:
+    """List every layer of a packed file: bits, grid, distinct values, bytes; and what stayed float.
+
+    Example: subtone inspect q8.subtone
+    """
+    from subtone.report.inspect import describe
+    from subtone.report.tables import inspection
+
+    document = describe(file)
+    show(document, as_json=as_json, table=None if as_json else inspection(document))
+
+
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="A packed file, a checkpoint folder or a .nemo file.")],
+    audio: Annotated[list[Path], typer.Argument(help="Sound in any format soundfile reads.")],
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print the words in each audio file, one line a file; one that cannot be heard stops no other.
+
+    Example: subtone transcribe q8.subtone a.flac b.wav c.opus
+    """
+    from subtone.speech.audio import AudioError
+
+    recognizer = recognizer_of(file, threads)
+    results = []
+    for path in audio:
+        try:
+            with progress_bar(f"hearing {path.name}") as move:
+                text = recognizer.transcript(path, progress=move).text
+        except AudioError as error:
+            complain(str(error))
+            results.append({"audio": str(path), "error": str(error)})
+            continue
+        results.append({"audio": str(path), "text": text})
+        if not as_json:
+            print(f"{path}: {text}" if len(audio) > 1 else text, flush=True)
+    if as_json:
+        show(results, as_json=True, table=None)
+    if any("error" in result for result in results):
+        raise typer.Exit(2)
