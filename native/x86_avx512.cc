@@ -13,6 +13,8 @@ namespace subtone {
 namespace avx512vnni {
 namespace {
 
+#include "functions.h"
+
 using floats = __m512;
 using ints = __m512i;
 
@@ -180,14 +182,19 @@ void multiply_tile(const Product& product, const Levels& in, int64_t t0, int64_t
 // kFrames output frames times one panel of a dense float convolution.
 template <int kFrames, int kVectors>
 void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0, float* y) {
-  const float* weights = conv.panels + n0 * conv.kernel * conv.inputs;
+  const float* weights = conv.panels + n0 * conv.planes * conv.kernel * conv.inputs;
   floats total[kFrames][kVectors];
   repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = _mm512_setzero_ps(); }); });
-  for (int64_t tap = 0; tap < conv.kernel; ++tap) {
+  int64_t first_row = t0 * conv.stride - conv.padding;  // of the tap
+  for (int64_t tap = 0, end = conv.kernel; tap < conv.planes * conv.kernel; ++tap, first_row += conv.dilation) {
+    if (tap == end) {
+      first_row += conv.plane_rows - conv.kernel * conv.dilation;
+      end += conv.kernel;
+    }
     const float* rows[kFrames];
     repeat<kFrames>(SUBTONE_EACH(f) {
-      const int64_t row = (t0 + f) * conv.stride + tap * conv.dilation - conv.padding;
-      rows[f] = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.inputs;
+      const int64_t row = first_row + f * conv.stride;
+      rows[f] = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.x_width;
     });
     for (int64_t k = 0; k < conv.inputs; ++k, weights += kLanes * kVectors) {
       floats part[kVectors];
@@ -202,7 +209,7 @@ void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int6
   repeat<kFrames>(SUBTONE_EACH(f) {
     repeat<kVectors>(SUBTONE_EACH(v) {
       const int64_t n = n0 + kLanes * v;
-      _mm512_mask_storeu_ps(y + (t0 + f) * conv.outputs + n, lanes(conv.outputs - n),
+      _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n, lanes(conv.outputs - n),
                             finished(conv.finish, n, total[f][v]));
     });
   });
@@ -256,14 +263,14 @@ template <int kFrames, bool kChecked>
 SUBTONE_INLINE void add_taps(const Convolution& conv, const float* x, int64_t frames_in, int64_t first_row,
                              int64_t row_step, Span taps, const float* weights, __mmask16 mask,
                              floats (&total)[kFrames]) {
-  const int64_t inputs = conv.inputs, dilation = conv.dilation;
+  const int64_t x_width = conv.x_width, dilation = conv.dilation;
   for (int64_t tap = taps.first; tap < taps.last; ++tap) {
     const floats weight = _mm512_loadu_ps(weights + kLanes * tap);
     const int64_t row = first_row + tap * dilation;
     repeat<kFrames>(SUBTONE_EACH(f) {
       const int64_t at = row + f * row_step;
       if (kChecked && (at < 0 || at >= frames_in)) return;
-      const floats part = _mm512_maskz_loadu_ps(mask, x + at * inputs);
+      const floats part = _mm512_maskz_loadu_ps(mask, x + at * x_width);
       total[f] = _mm512_add_ps(total[f], _mm512_mul_ps(part, weight));
     });
   }
@@ -292,7 +299,7 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
   add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, row_step, all, weights, mask, total);
   add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {all.last, some.last}, weights, mask, total);
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.outputs + n0, mask, finished(conv.finish, n0, total[f]));
+    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
   });
 }
 
@@ -302,8 +309,8 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
 // crowd the same sets of the first cache: two thirds of the speed.
 void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
   constexpr int kFrames = kDepthwiseFrames;
-  const int64_t row_step = conv.dilation * conv.inputs;
-  const float* row = x + (t0 - conv.padding) * conv.inputs + n0;
+  const int64_t row_step = conv.dilation * conv.x_width;
+  const float* row = x + (t0 - conv.padding) * conv.x_width + n0;
   const float* weights = conv.panels + n0 * conv.kernel;
   floats total[kFrames];
   repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
@@ -329,7 +336,7 @@ void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, i
     row += row_step;
   });
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.outputs + n0, finished(conv.finish, n0, total[f]));
+    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.y_width + n0, finished(conv.finish, n0, total[f]));
   });
 }
 
@@ -358,6 +365,34 @@ void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span 
             kDepthwiseTiles[count - 1](conv, x, frames_in, t, step, n0, y);
         }
     }
+  }
+}
+
+// Output frames t0 .. t0 + kFrames - 1 of 16 channels of an image.
+template <int kFrames>
+void image_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
+  const __mmask16 mask = lanes(conv.outputs - n0);
+  const float* weights = conv.panels + n0 * conv.planes * conv.kernel;
+  floats total[kFrames];
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
+  for (int64_t plane = 0; plane < conv.planes; ++plane)
+    for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
+      const float* row = x + (t0 * conv.stride + plane * conv.plane_rows + tap) * conv.x_width + n0;
+      repeat<kFrames>(SUBTONE_EACH(f) {
+        add_product(_mm512_maskz_loadu_ps(mask, row + f * conv.stride * conv.x_width), weights, &total[f]);
+      });
+    }
+  repeat<kFrames>(SUBTONE_EACH(f) {
+    _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
+  });
+}
+
+void image_depthwise(const Convolution& conv, const float* x, Span frames, Span panels, float* y) {
+  constexpr int kFrames = 4;
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    int64_t t = frames.first;
+    for (; t + kFrames <= frames.last; t += kFrames) image_tile<kFrames>(conv, x, t, panel * kLanes, y);
+    for (; t < frames.last; ++t) image_tile<1>(conv, x, t, panel * kLanes, y);
   }
 }
 
@@ -394,6 +429,41 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
     _mm512_mask_storeu_ps(y + i, mask, _mm512_min_ps(value, highest));
   }
 }
+
+template <int kVectors>
+SUBTONE_INLINE void combine_columns(const float* factors, int64_t count, const float* rows, int64_t stride,
+                                    __mmask16 last, float* y) {
+  floats total[kVectors];
+  repeat<kVectors>(SUBTONE_EACH(v) { total[v] = _mm512_setzero_ps(); });
+  for (int64_t i = 0; i < count; ++i, rows += stride) {
+    const floats factor = _mm512_set1_ps(factors[i]);
+    repeat<kVectors>(SUBTONE_EACH(v) {
+      const __mmask16 mask = v == kVectors - 1 ? last : 0xFFFF;
+      const floats part = _mm512_maskz_loadu_ps(mask, rows + kLanes * v);
+      total[v] = _mm512_add_ps(total[v], _mm512_mul_ps(factor, part));
+    });
+  }
+  repeat<kVectors>(SUBTONE_EACH(v) {
+    _mm512_mask_storeu_ps(y + kLanes * v, v == kVectors - 1 ? last : 0xFFFF, total[v]);
+  });
+}
+
+void combine(const float* factors, int64_t count, const float* rows, int64_t stride, int64_t width, float* y) {
+  for (; width > 4 * kLanes; width -= 4 * kLanes, rows += 4 * kLanes, y += 4 * kLanes)
+    combine_columns<4>(factors, count, rows, stride, 0xFFFF, y);
+  if (width <= kLanes) return combine_columns<1>(factors, count, rows, stride, lanes(width), y);
+  if (width <= 2 * kLanes) return combine_columns<2>(factors, count, rows, stride, lanes(width - kLanes), y);
+  if (width <= 3 * kLanes) return combine_columns<3>(factors, count, rows, stride, lanes(width - 2 * kLanes), y);
+  combine_columns<4>(factors, count, rows, stride, lanes(width - 3 * kLanes), y);
+}
+
+void transpose(const float* from, int64_t stride, int64_t rows, int64_t depth, float* to, int64_t to_stride) {
+  for (int64_t d = 0; d < depth; ++d)
+    for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
+}
+
+#include "rowwise.h"
+#include "attention.h"
 
 }  // namespace
 
