@@ -73,7 +73,7 @@ class Attention(Operation):
 
     def first_needed(self, row: int) -> dict[str, int]:
         first = 0 if self.left == UNLIMITED else row - self.left
-        return {"query": row, "key": first, "value": first}
+        return {"query": row, "key": first, "value": first, "positions": 0}
 
     @property
     def can_stream(self) -> bool:

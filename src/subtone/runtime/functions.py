@@ -73,11 +73,13 @@ def tanh(x: Floats) -> Floats:
     [0.0]
     """
     x = np.asarray(x, np.float32)
-    square = x * x
-    near = (_polynomial(square, (*_TANH, *_TANH_LOW)) * square) * x + x
+    is_near = np.abs(x) < _TANH_BORDER
+    small = np.where(is_near, x, np.float32(0))  # powers of others may overflow
+    square = small * small
+    near = (_polynomial(square, (*_TANH, *_TANH_LOW)) * square) * small + small
     e = exp(-_TWO * np.abs(x))
     far = np.copysign((_ONE - e) / (_ONE + e), x)
-    return np.where(np.abs(x) < _TANH_BORDER, near, far)
+    return np.where(is_near, near, far)
 
 
 def erf(x: Floats) -> Floats:
