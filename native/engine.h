@@ -74,6 +74,8 @@ struct subtone_engine {
   void execute_weight(const subtone::PackedOp& op, int worker);
   void execute_image(const subtone::PackedOp& op, int worker);
   void gather_image(const subtone::PackedOp& op, int64_t row, float* image) const;
+  // Floats for the scores of one query of a block: the rows that some query of the block sees.
+  int64_t score_stride(const subtone::PackedOp& op, const subtone_rows* value_rows) const;
   void execute_attention(const subtone::PackedOp& op, int worker);
   void execute_sinusoids(const subtone::PackedOp& op, int worker);
   void execute_recurrence(const subtone::PackedOp& op, int worker);

@@ -251,9 +251,7 @@ void subtone_engine::gather_image(const PackedOp& op, int64_t row, float* image)
     for (int64_t i = end; i < size; ++i) image[i] = 0.0f;
     if (!exists) continue;
     const float* from = at(op.reads[0], from_row);
-    for (int64_t feature = 0; feature < features; ++feature)
-      for (int64_t channel = 0; channel < its.channels; ++channel)
-        image[start + feature * its.channels + channel] = from[channel * its.features + feature];
+    kernels.transpose(from, its.features, its.channels, features, image + start, its.channels);
   }
 }
 
@@ -273,8 +271,8 @@ void subtone_engine::execute_image(const PackedOp& op, int worker) {
     gather_image(op, its.first + t, mine.image.data());
     float* to = fresh(op.writes[0]) + t * width(op.writes[0]);
     const auto put = [&](int64_t first, int64_t last) {  // outputs first: [output][feature]
-      for (int64_t n = first; n < last; ++n)
-        for (int64_t f = 0; f < image.features_out; ++f) to[n * image.features_out + f] = result[f * image.outputs + n];
+      kernels.transpose(result + first, image.outputs, image.features_out, last - first,
+                        to + first * image.features_out, image.features_out);
     };
     const auto least = [](int64_t left, int64_t right) { return left < right ? left : right; };
     if (is_depthwise) {

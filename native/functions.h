@@ -3,17 +3,9 @@
 //
 // Included inside the namespace of one instruction set (no guard: it is compiled once for each), after kernels.h.
 
-inline float from_bits(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
+inline float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
+inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 inline float magnitude(float x) { return from_bits(bits_of(x) & 0x7FFFFFFFu); }
 
@@ -54,7 +46,8 @@ inline float tangent(float x) {
   const float near = (p * square) * x + x;
   const float e = exponential(-2.0f * magnitude(x));
   const float far = with_sign((1.0f - e) / (1.0f + e), x);
-  return magnitude(x) < 0.625f ? near : far;
+  const uint32_t is_near = -static_cast<uint32_t>(magnitude(x) < 0.625f);  // both are computed: no jump
+  return from_bits((bits_of(near) & is_near) | (bits_of(far) & ~is_near));
 }
 
 inline float error_function(float x) {

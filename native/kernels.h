@@ -77,13 +77,18 @@ struct AttentionRows {
   int64_t query_base, key_base, value_base, rows, offset;
 };
 
-constexpr int64_t kQueries = 64;  // rows of a block of queries
-constexpr int64_t kKeys = 256;    // keys transposed at once
+constexpr int64_t kQueries = 64;   // rows of a block of queries
+constexpr int64_t kTogether = 4;   // of them that meet a row at once
+constexpr int64_t kKeys = 256;     // keys transposed at once
+// Floats from one transposed row to the next: an odd number of cache lines, which then crowd no set of the cache.
+constexpr int64_t kKeyStride = 272, kPositionStride = 336;
+static_assert(kKeyStride >= kKeys && kPositionStride >= kKeys + kQueries, "rows must not overlap");
 
-// Floats of scratch for a block of queries; a row of `scores` has score_stride floats.
+// Floats of scratch for a block of queries; a row of `scores` has score_stride floats, one for each row that
+// some query of the block sees.
 struct AttentionScratch {
   float *content, *position;    // [kQueries][depth]: the queries with their biases
-  float *keys, *positions;      // [depth][kKeys], [depth][kKeys + kQueries]
+  float *keys, *positions;      // [depth][kKeyStride], [depth][kPositionStride]
   float* scores;                // [kQueries][score_stride]
   int64_t score_stride;
 };
@@ -91,8 +96,8 @@ struct AttentionScratch {
 // quantize: x (frames, inputs) -> levels. quantize_static: one row on the scale 1 / limit. multiply: levels of
 // `frames` frames times the panels of `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, x_width),
 // whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
-// several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. attend:
-// rows `queries` of one head -> y (width apart). Others: see subtone.h.
+// several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
+// (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart). Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

@@ -78,7 +78,7 @@ int32_t subtone_engine::append(const subtone_op& op) {
     }
     if (packed->kernel == Kernel::kAttention) {
       subtone::grow(&part.queries, 2 * subtone::kQueries * attention.depth);
-      subtone::grow(&part.keys, (2 * subtone::kKeys + subtone::kQueries) * attention.depth);
+      subtone::grow(&part.keys, (subtone::kKeyStride + subtone::kPositionStride) * attention.depth);
     }
   }
   ops.reserve(ops.size() + 1);  // from here on nothing fails
@@ -179,12 +179,8 @@ int32_t subtone_engine::check(const subtone_rows* value_rows, int64_t state_size
 void subtone_engine::prepare(const subtone_rows* value_rows) {
   for (const auto& op : ops) {
     if (op->kernel != Kernel::kAttention) continue;
-    const subtone::Attention& attention = op->attention;
-    int64_t most = value_rows[op->reads[1]].end;
-    if (attention.left >= 0 && attention.right >= 0 && attention.left + attention.right + 1 < most)
-      most = attention.left + attention.right + 1;
     for (subtone::Scratch& part : scratch)
-      subtone::grow(&part.scores, subtone::kQueries * subtone::round_up(most, subtone::kLanes));
+      subtone::grow(&part.scores, subtone::kQueries * score_stride(*op, value_rows));
   }
 }
 

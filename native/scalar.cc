@@ -157,18 +157,20 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
   }
 }
 
-void combine(const float* factors, int64_t count, const float* rows, int64_t stride, int64_t width, float* y) {
-  for (int64_t j0 = 0; j0 < width; j0 += kPanel) {
-    const int64_t size = smaller(kPanel, width - j0);
-    float total[kPanel] = {};
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < size; ++j) total[j] = total[j] + factors[i] * rows[i * stride + j0 + j];
-    for (int64_t j = 0; j < size; ++j) y[j0 + j] = total[j];
-  }
+void combine(const float* factors, int64_t factor_stride, int64_t num_sums, int64_t count, const float* rows,
+             int64_t stride, int64_t width, float* y, int64_t y_stride) {
+  for (int64_t q = 0; q < num_sums; ++q, factors += factor_stride, y += y_stride)
+    for (int64_t j0 = 0; j0 < width; j0 += kPanel) {
+      const int64_t size = smaller(kPanel, width - j0);
+      float total[kPanel] = {};
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < size; ++j) total[j] = total[j] + factors[i] * rows[i * stride + j0 + j];
+      for (int64_t j = 0; j < size; ++j) y[j0 + j] = total[j];
+    }
 }
 
-void transpose(const float* from, int64_t stride, int64_t rows, int64_t depth, float* to, int64_t to_stride) {
-  for (int64_t d = 0; d < depth; ++d)
+void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  for (int64_t d = 0; d < columns; ++d)
     for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
 }
 

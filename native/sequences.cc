@@ -10,6 +10,13 @@ using subtone::PackedOp;
 using subtone::PackedWeight;
 using subtone::Span;
 
+int64_t subtone_engine::score_stride(const PackedOp& op, const subtone_rows* value_rows) const {
+  const subtone::Attention& attention = op.attention;
+  const int64_t keys = value_rows[op.reads[1]].end, block = attention.left + attention.right + subtone::kQueries;
+  const bool is_limited = attention.left >= 0 && attention.right >= 0;
+  return subtone::round_up(is_limited && block < keys ? block : keys, kLanes);
+}
+
 void subtone_engine::execute_attention(const PackedOp& op, int worker) {
   const subtone::Scratch& mine = scratch[static_cast<size_t>(worker)];
   const subtone::Attention& attention = op.attention;
@@ -27,16 +34,13 @@ void subtone_engine::execute_attention(const PackedOp& op, int worker) {
   in.value_base = rows[op.reads[2]].base;
   in.rows = seen;
   in.offset = attention.left < 0 ? seen - 1 : attention.left;
-  int64_t most = rows[op.reads[1]].end;  // as prepare() has it
-  if (attention.left >= 0 && attention.right >= 0 && attention.left + attention.right + 1 < most)
-    most = attention.left + attention.right + 1;
   const int64_t depth = attention.depth;
   const subtone::AttentionScratch parts = {mine.queries.data(),
                                            mine.queries.data() + subtone::kQueries * depth,
                                            mine.keys.data(),
-                                           mine.keys.data() + subtone::kKeys * depth,
+                                           mine.keys.data() + subtone::kKeyStride * depth,
                                            mine.scores.data(),
-                                           subtone::round_up(most, kLanes)};
+                                           score_stride(op, rows)};
   const int64_t frames = its.end - its.first, blocks = (frames + subtone::kQueries - 1) / subtone::kQueries;
   const Span tasks = subtone::split(attention.heads * blocks, 1, worker, pool.workers());
   for (int64_t task = tasks.first; task < tasks.last; ++task) {
