@@ -1,8 +1,9 @@
 // What a kernel reads and writes: constants packed once at load, one layout for all instruction sets.
 //
 // Letters as in subtone.h: frames t, inputs k, outputs n, groups g. Files that are compiled for one
-// instruction set include nothing but this header and <immintrin.h>: an inline function of the
-// standard library compiled there could be the copy the linker keeps for every other machine.
+// instruction set include nothing but this header, the loops of rowwise.h, attention.h and functions.h (all
+// in a namespace that no other file sees) and <immintrin.h>: an inline function of the standard
+// library compiled there could be the copy the linker keeps for every other machine.
 #ifndef SUBTONE_KERNELS_H
 #define SUBTONE_KERNELS_H
 
@@ -46,19 +47,57 @@ struct Levels {
   float* scale;    // [frame]
 };
 
-// A float convolution. Depthwise: panels of 16 channels, [panel][tap][16]. Dense: panels of 64
-// outputs, [panel][tap][input][outputs of panel]. Both padded by zeros.
+// A float convolution, or one group of one. Depthwise: panels of 16 channels, [panel][tap][16]. Dense: panels
+// of 64 outputs, [panel][tap][input][outputs of panel]. Both padded by zeros. Of frame t, tap j of plane p
+// meets row t * stride + p * plane_rows + j * dilation - padding; a convolution over frames has one plane,
+// one over an image as many as it has taps in time. `padding` counts from the first row that is given, so
+// that it may be negative in a stream.
 struct Convolution {
   int64_t inputs, outputs, padded_outputs;
   int64_t kernel, stride, dilation, padding;
+  int64_t planes, plane_rows;
+  int64_t x_width, y_width;  // floats from one row of x, or of y, to the next
   const float* panels;
-  const float* zeros;  // one frame of zeros: what lies beyond both ends
+  const float* zeros;  // `inputs` zeros: what lies beyond both ends
   Finish finish;
 };
 
-// quantize: x (frames, inputs) -> levels. multiply: levels of `frames` frames times the panels of
-// `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, inputs), whole -> frames `frames`
-// of the panels `panels` of y (all frames, outputs). Others: see subtone.h.
+// Attention; widths, limits and biases as in subtone.h. `offset` below: row of `positions` for distance 0.
+struct Attention {
+  int64_t heads, depth, width;
+  int64_t left, right;  // -1: unlimited
+  float scale;          // 1 / sqrt(depth)
+  const float* content_bias;
+  const float* position_bias;
+};
+
+// The rows that one run of attention sees: `rows` so far; each pointer is of row `*_base`.
+struct AttentionRows {
+  const float *query, *key, *value, *positions;
+  int64_t query_base, key_base, value_base, rows, offset;
+};
+
+constexpr int64_t kQueries = 64;   // rows of a block of queries
+constexpr int64_t kTogether = 4;   // of them that meet a row at once
+constexpr int64_t kKeys = 256;     // keys transposed at once
+// Floats from one transposed row to the next: an odd number of cache lines, which then crowd no set of the cache.
+constexpr int64_t kKeyStride = 272, kPositionStride = 336;
+static_assert(kKeyStride >= kKeys && kPositionStride >= kKeys + kQueries, "rows must not overlap");
+
+// Floats of scratch for a block of queries; a row of `scores` has score_stride floats, one for each row that
+// some query of the block sees.
+struct AttentionScratch {
+  float *content, *position;    // [kQueries][depth]: the queries with their biases
+  float *keys, *positions;      // [depth][kKeyStride], [depth][kPositionStride]
+  float* scores;                // [kQueries][score_stride]
+  int64_t score_stride;
+};
+
+// quantize: x (frames, inputs) -> levels. quantize_static: one row on the scale 1 / limit. multiply: levels of
+// `frames` frames times the panels of `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, x_width),
+// whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
+// several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
+// (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart). Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

@@ -1,4 +1,4 @@
-// An op with its constants in the layout of kernels.h.
+// An op with its constants in the layout of kernels.h, and what it says of the rows it needs and gives.
 #ifndef SUBTONE_PACK_H
 #define SUBTONE_PACK_H
 
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "subtone.h"
@@ -41,28 +42,84 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-enum class Kernel { kMultiply, kDepthwise, kDense, kAffine, kAdd, kRelu, kClip };
+enum class Kernel {
+  kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
+  kFunction, kGlu, kLayerNorm, kChannelNorm, kConcat, kColumns, kEmbedding, kAttention, kSinusoids, kLstm,
+  kSwitchedLstm
+};
 
-struct PackedOp {
-  Kernel kernel;
-  int32_t input, other, output;  // `other` is `input` where an op has only one
-  bool relu;
-  float low, high;          // kClip
-  Product product;          // kMultiply
-  Convolution convolution;  // kDepthwise, kDense
-  Finish finish;            // kAffine
-  // What the three above point into.
+// A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped
+// convolution is `groups` of them, one after the other, each padded by itself.
+struct PackedWeight {
+  Product product;
+  Convolution convolution;
+  bool is_integer;
+  int64_t groups;
   Buffer<uint8_t> levels;
   Buffer<float> weights, zeros, scale, zero_point, gain, bias;
 
-  // Frames of the output for `frames` of the input.
-  int64_t frames_out(int64_t frames) const;
+  int64_t outputs() const { return is_integer ? product.outputs : convolution.outputs; }
+  int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
+};
+
+// Rows of a convolution.
+struct Taps {
+  int64_t kernel, stride, dilation, padding, padding_behind;
+};
+
+// An image: x (T, channels * features), y (T', outputs * features_out); padded by zeros to `padded_features`.
+struct Image {
+  int64_t channels, features, features_out, feature_padding, padded_features, outputs;
+};
+
+constexpr int kMaxReads = 4, kMaxWrites = 2;
+
+struct PackedOp {
+  Kernel kernel;
+  int32_t reads[kMaxReads];    // input, other, third, fourth; -1 where there is none
+  int32_t writes[kMaxWrites];  // output, cell
+  bool relu;
+  float low, high;  // kClip; kScale: the factor; norms: epsilon
+  int32_t function;
+  int64_t count, first;     // kStack; kColumns
+  Taps taps;                // of convolutions
+  Image image;              // kImage, kImageDepthwise
+  PackedWeight weight;      // products, convolutions, recurrences
+  PackedWeight small;       // kSwitchedLstm
+  Finish finish;            // kAffine, norms
+  Attention attention;      // kAttention
+  int64_t position_rows;    // of the table; 0: none
+  Buffer<float> gain, bias, table, position_bias, zeros;
+  Buffer<double> rotation;  // kSinusoids
+
+  bool is_convolution() const {
+    return kernel == Kernel::kMultiply || kernel == Kernel::kDepthwise || kernel == Kernel::kDense ||
+           kernel == Kernel::kImage || kernel == Kernel::kImageDepthwise;
+  }
+  bool is_recurrent() const { return kernel == Kernel::kLstm || kernel == Kernel::kSwitchedLstm; }
+  // Rows of its results that exist once the values it reads have rows[0 .. 3] rows.
+  int64_t end(const int64_t* rows, bool is_last) const;
+  // The first row of its read `which` that results from `row` on depend on.
+  int64_t first_needed(int which, int64_t row) const;
 };
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Checks `op` (of values with these widths) and packs it; a subtone_status. May throw std::bad_alloc.
+// Which values `op` reads and writes, -1 where it needs none; SUBTONE_VALUE for a kind that does not exist.
+int32_t pack_values(const subtone_op& op, PackedOp* packed);
+// Checks `op` (of values with these widths, after pack_values) and packs it; a subtone_status. May throw std::bad_alloc.
 int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed);
+
+// The parts of pack() that are about weights (pack_weights.cc). `source[n]`: row of the weight that is output n; -1
+// is an output of nothing but zeros. Both check the weight and its pointers, not its shape.
+int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& source, const float* gain,
+                     const float* bias, bool relu, PackedWeight* packed);
+// A weight of planes x kernel taps, `depth` inputs of each group. is_depthwise: one input for each output.
+int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
+                         int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,
+                         bool relu, PackedWeight* packed);
+// `values` (source, or null for all `absent`), followed by zeros up to `padded`.
+Buffer<float> padded_copy(const float* values, float absent, int64_t count, int64_t padded);
 
 }  // namespace subtone
 #endif

@@ -1,218 +1,188 @@
-// The engine behind the C ABI: a list of packed ops, an arena, and the threads that run them.
-//
-// Every op is split among the threads by position (frames, or outputs where frames are few), never by
-// who is faster, and each float is computed by one thread in one order: the bits do not depend on the
-// number of threads.
+// The C ABI: an engine is made, given its ops, and asked to run; every call is checked before it touches memory.
 #include <unistd.h>
 
-#include <memory>
 #include <system_error>
-#include <vector>
 
 #include "dispatch.h"
-#include "pack.h"
-#include "pool.h"
-#include "subtone.h"
+#include "engine.h"
+
+using subtone::Kernel;
+using subtone::PackedOp;
 
 namespace subtone {
+
+int64_t block_frames(const Product& product);  // execute.cc
+
 namespace {
-
-constexpr int64_t kBlockBytes = 64 * 1024;  // of levels a thread keeps: they share the second cache with the weights
-constexpr int64_t kMaxBlockFrames = 16 * kTileFrames;
-constexpr int64_t kSplitFrames = 24;  // frames are split in multiples of this: whole tiles of 6 and of 8
-
-int64_t block_frames(const Product& product) {
-  const int64_t tiles = kBlockBytes / product.row_bytes() / kTileFrames;
-  if (tiles < 1) return kTileFrames;
-  return tiles * kTileFrames < kMaxBlockFrames ? tiles * kTileFrames : kMaxBlockFrames;
-}
-
-Span split(int64_t count, int64_t quantum, int worker, int workers) {
-  const int64_t parts = (count + quantum - 1) / quantum;
-  const int64_t first = parts * worker / workers * quantum;
-  const int64_t last = parts * (worker + 1) / workers * quantum;
-  return {first < count ? first : count, last < count ? last : count};
-}
-
-struct Share {
-  Span frames, panels;
-};
-
-// A worker's share of frames x panels. Few frames are not split: each would see all the weights.
-Share share_of(int64_t frames, int64_t panels, int worker, int workers) {
-  if (frames >= workers * kSplitFrames) return {split(frames, kSplitFrames, worker, workers), {0, panels}};
-  return {{0, frames}, split(panels, 1, worker, workers)};
-}
-
-// Where one worker holds the levels of a block of frames.
-struct Scratch {
-  Buffer<int8_t> levels;
-  Buffer<int32_t> sums;
-  Buffer<float> scale;
-};
 
 template <typename T>
 void grow(Buffer<T>* buffer, int64_t count) {
   if (buffer->size() < count) *buffer = Buffer<T>(count);
 }
 
+void grow_for_product(const Product& product, int64_t frames, Scratch* part) {
+  grow(&part->levels, frames * product.row_bytes());
+  grow(&part->sums, frames * product.groups);
+  grow(&part->scale, frames);
+}
+
 }  // namespace
 }  // namespace subtone
 
-using subtone::Kernel;
-using subtone::PackedOp;
+subtone_engine::subtone_engine(const subtone::Kernels& table, int32_t threads, std::vector<int64_t> value_widths,
+                               int32_t inputs_of_engine, int32_t output_value)
+    : kernels(table),
+      widths(std::move(value_widths)),
+      num_inputs(inputs_of_engine),
+      output(output_value),
+      is_written(widths.size(), false),
+      saved_by(widths.size(), -1),
+      scratch(static_cast<size_t>(threads)),
+      process(getpid()),
+      carried(widths.size(), nullptr),
+      kept(widths.size(), nullptr),
+      pool(threads) {
+  for (int32_t value = 0; value < num_inputs; ++value) is_written[static_cast<size_t>(value)] = true;
+}
 
-struct subtone_engine {
-  subtone_engine(const subtone::Kernels& table, int32_t threads, std::vector<int64_t> value_widths,
-                 int32_t input_value, int32_t output_value)
-      : kernels(table),
-        widths(std::move(value_widths)),
-        is_written(widths.size(), false),
-        input(input_value),
-        output(output_value),
-        scratch(static_cast<size_t>(threads)),
-        process(getpid()),
-        pool(threads) {
-    is_written[static_cast<size_t>(input)] = true;
-  }
+int32_t subtone_engine::append(const subtone_op& op) {
+  const auto exists = [&](int32_t value) { return value >= 0 && static_cast<size_t>(value) < widths.size(); };
+  auto packed = std::make_unique<PackedOp>();
+  int32_t status = subtone::pack_values(op, packed.get());
+  if (status != SUBTONE_OK) return status;
+  for (int32_t value : packed->reads)
+    if (value >= 0 && (!exists(value) || !is_written[static_cast<size_t>(value)])) return SUBTONE_VALUE;
+  for (int32_t value : packed->writes)
+    if (value >= 0 && (!exists(value) || is_written[static_cast<size_t>(value)])) return SUBTONE_VALUE;
+  status = subtone::pack(op, widths.data(), packed.get());
+  if (status != SUBTONE_OK) return status;
 
-  float* at(int32_t value) const {
-    if (value == input) return const_cast<float*>(x);
-    if (value == output) return y;
-    return reinterpret_cast<float*>(arena.data() + offsets[value]);
-  }
-
-  void work(int worker) {
-    for (size_t index = 0; index < ops.size(); ++index) {
-      if (index) pool.wait_for_all();
-      execute(*ops[index], worker);
+  const subtone::PackedWeight& weight = packed->weight;
+  const subtone::Attention& attention = packed->attention;
+  const bool is_image = packed->kernel == Kernel::kImage || packed->kernel == Kernel::kImageDepthwise;
+  int64_t image_size = 0;
+  if (is_image && __builtin_mul_overflow(packed->image.padded_features * packed->image.channels, packed->taps.kernel,
+                                         &image_size))
+    return SUBTONE_SIZE;
+  for (subtone::Scratch& part : scratch) {
+    if (packed->kernel == Kernel::kMultiply)
+      subtone::grow_for_product(weight.product, subtone::block_frames(weight.product), &part);
+    if (packed->is_recurrent()) {
+      if (weight.is_integer) subtone::grow_for_product(weight.product, 1, &part);
+      if (packed->small.is_integer) subtone::grow_for_product(packed->small.product, 1, &part);
+      subtone::grow(&part.row, weight.outputs());
+    }
+    if (is_image) {
+      subtone::grow(&part.image, image_size);
+      subtone::grow(&part.result, packed->image.outputs * packed->image.features_out);
+    }
+    if (packed->kernel == Kernel::kAttention) {
+      subtone::grow(&part.queries, 2 * subtone::kQueries * attention.depth);
+      subtone::grow(&part.keys, (subtone::kKeyStride + subtone::kPositionStride) * attention.depth);
     }
   }
+  ops.reserve(ops.size() + 1);  // from here on nothing fails
+  const int32_t index = static_cast<int32_t>(ops.size());
+  for (int32_t value : packed->reads)
+    if (value >= 0 && saved_by[static_cast<size_t>(value)] < 0) saved_by[static_cast<size_t>(value)] = index;
+  for (int32_t value : packed->writes)
+    if (value >= 0) is_written[static_cast<size_t>(value)] = true;
+  ops.push_back(std::move(packed));
+  return SUBTONE_OK;
+}
 
-  void execute(const PackedOp& op, int worker) {
-    const float* from = at(op.input);
-    float* to = at(op.output);
-    const int64_t frames_in = frames[op.input], frames_out = frames[op.output];
-    const int64_t width = widths[static_cast<size_t>(op.output)];
-    const int workers = pool.workers();
-    switch (op.kernel) {
-      case Kernel::kMultiply:
-        return multiply(op.product, from, frames_out, worker, to);
-      case Kernel::kDepthwise: {
-        const auto share = subtone::share_of(frames_out, op.convolution.padded_outputs / subtone::kLanes, worker, workers);
-        return kernels.depthwise(op.convolution, from, frames_in, share.frames, share.panels, to);
-      }
-      case Kernel::kDense: {
-        const int64_t panels = subtone::round_up(op.convolution.outputs, subtone::kPanel) / subtone::kPanel;
-        const auto share = subtone::share_of(frames_out, panels, worker, workers);
-        return kernels.dense(op.convolution, from, frames_in, share.frames, share.panels, to);
-      }
-      case Kernel::kAffine: {
-        const auto part = subtone::split(frames_out, 1, worker, workers);
-        return kernels.affine(op.finish, from + part.first * width, part.last - part.first, width, to + part.first * width);
-      }
-      case Kernel::kAdd: {
-        const auto part = subtone::split(frames_out * width, subtone::kLanes, worker, workers);
-        return kernels.add(from + part.first, at(op.other) + part.first, part.last - part.first, op.relu, to + part.first);
-      }
-      case Kernel::kRelu: {
-        const auto part = subtone::split(frames_out * width, subtone::kLanes, worker, workers);
-        return kernels.relu(from + part.first, part.last - part.first, to + part.first);
-      }
-      case Kernel::kClip: {
-        const auto part = subtone::split(frames_out * width, subtone::kLanes, worker, workers);
-        return kernels.clip(from + part.first, part.last - part.first, op.low, op.high, to + part.first);
-      }
+bool subtone_engine::has_sound_rows(int32_t value, const subtone_rows* value_rows) const {
+  const subtone_rows& its = value_rows[value];
+  if (!is_written[static_cast<size_t>(value)]) return its.base == 0 && its.first == 0 && its.end == 0 && its.keep == 0;
+  return 0 <= its.base && its.base <= its.first && its.first <= its.end && its.end <= SUBTONE_MAX_FRAMES &&
+         its.base <= its.keep && its.keep <= its.end;
+}
+
+bool subtone_engine::has_place(int32_t value, const subtone_rows* value_rows) const {
+  const subtone_rows& its = value_rows[value];
+  if (its.offset == -1) return (is_input(value) || value == output) && its.base == its.first;
+  const int64_t num_bytes = (its.end - its.base) * width(value) * static_cast<int64_t>(sizeof(float));
+  return its.offset >= 0 && its.offset % subtone::kAlignment == 0 && its.offset <= arena.size() &&
+         num_bytes <= arena.size() - its.offset;
+}
+
+bool subtone_engine::overlap(int32_t left, int32_t right, const subtone_rows* value_rows) const {
+  const subtone_rows &one = value_rows[left], &other = value_rows[right];
+  if (one.offset < 0 || other.offset < 0) return false;
+  const int64_t size = static_cast<int64_t>(sizeof(float));
+  return one.offset < other.offset + (other.end - other.base) * width(right) * size &&
+         other.offset < one.offset + (one.end - one.base) * width(left) * size;
+}
+
+// Whether all ends are what the ops make of the inputs' ends, nothing following if `is_last`.
+bool subtone_engine::has_ends(const subtone_rows* value_rows, bool is_last) const {
+  for (const auto& op : ops) {
+    int64_t ends[subtone::kMaxReads] = {};
+    for (int which = 0; which < subtone::kMaxReads; ++which)
+      if (op->reads[which] >= 0) ends[which] = value_rows[op->reads[which]].end;
+    const int64_t end = op->end(ends, is_last);
+    for (int32_t value : op->writes)
+      if (value >= 0 && value_rows[value].end != end) return false;
+  }
+  return true;
+}
+
+// Whether the rows from which the op computes its new ones are held, so that it reads nothing else.
+bool subtone_engine::has_what_it_needs(const PackedOp& op, const subtone_rows* value_rows) const {
+  const subtone_rows& result = value_rows[op.writes[0]];
+  for (int32_t value : op.writes)
+    if (value >= 0) {
+      const subtone_rows& its = value_rows[value];
+      if (its.first != result.first) return false;
+      if (op.is_recurrent() && its.first > 0 && its.first < its.end && its.base == its.first) return false;
+      for (int32_t read : op.reads)
+        if (read >= 0 && overlap(value, read, value_rows)) return false;
     }
+  if (op.writes[1] >= 0 && overlap(op.writes[0], op.writes[1], value_rows)) return false;
+  if (result.first == result.end) return true;
+  for (int which = 0; which < subtone::kMaxReads; ++which) {
+    if (op.reads[which] < 0) continue;
+    const int64_t needed = op.first_needed(which, result.first);
+    if (value_rows[op.reads[which]].base > (needed < 0 ? 0 : needed)) return false;
   }
+  if (op.kernel != Kernel::kAttention) return true;
+  int64_t seen = value_rows[op.reads[0]].end;
+  for (int which = 1; which < 3; ++which)
+    if (value_rows[op.reads[which]].end < seen) seen = value_rows[op.reads[which]].end;
+  const subtone::Attention& attention = op.attention;
+  const int64_t positions = attention.left < 0 ? 2 * seen - 1 : attention.left + attention.right + 1;
+  if (op.reads[3] >= 0) return value_rows[op.reads[3]].end == positions;
+  return op.position_rows == 0 || op.position_rows == positions;
+}
 
-  // Where the outputs are split, every worker quantizes all frames for itself: they are few.
-  void multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker, float* to) {
-    const subtone::Scratch& mine = scratch[static_cast<size_t>(worker)];
-    const subtone::Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
-    const int64_t panels = subtone::round_up(product.outputs, subtone::kPanel) / subtone::kPanel;
-    const auto share = subtone::share_of(num_frames, panels, worker, pool.workers());
-    const int64_t step = subtone::block_frames(product);
-    if (share.panels.first == share.panels.last) return;
-    for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
-      const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
-      kernels.quantize(product, from + t * product.inputs, count, levels);
-      kernels.multiply(product, levels, count, share.panels, to + t * product.outputs);
-    }
+// That no op can read or write outside the arena and the caller's buffers.
+int32_t subtone_engine::check(const subtone_rows* value_rows, int64_t state_size, int64_t new_state_size) const {
+  if (!is_written[static_cast<size_t>(output)]) return SUBTONE_VALUE;
+  const int32_t num_values = static_cast<int32_t>(widths.size());
+  int64_t before = 0, after = 0;
+  for (int32_t value = 0; value < num_values; ++value) {
+    if (!has_sound_rows(value, value_rows)) return SUBTONE_PLAN;
+    if (!is_written[static_cast<size_t>(value)]) continue;
+    if (!has_place(value, value_rows)) return SUBTONE_PLAN;
+    const subtone_rows& its = value_rows[value];
+    if (__builtin_add_overflow(before, (its.first - its.base) * width(value), &before) ||
+        __builtin_add_overflow(after, (its.end - its.keep) * width(value), &after))
+      return SUBTONE_PLAN;
   }
+  if (before != state_size || after != new_state_size) return SUBTONE_PLAN;
+  if (!has_ends(value_rows, false) && !has_ends(value_rows, true)) return SUBTONE_PLAN;
+  for (const auto& op : ops)
+    if (!has_what_it_needs(*op, value_rows)) return SUBTONE_PLAN;
+  return SUBTONE_OK;
+}
 
-  int32_t append(const subtone_op& op) {
-    const auto exists = [&](int32_t value) { return value >= 0 && static_cast<size_t>(value) < widths.size(); };
-    const auto is_there = [&](int32_t value) { return exists(value) && is_written[static_cast<size_t>(value)]; };
-    if (!is_there(op.input) || (op.kind == SUBTONE_ADD && !is_there(op.other))) return SUBTONE_VALUE;
-    if (!exists(op.output) || is_written[static_cast<size_t>(op.output)]) return SUBTONE_VALUE;
-    auto packed = std::make_unique<PackedOp>();
-    const int32_t status = subtone::pack(op, widths.data(), packed.get());
-    if (status != SUBTONE_OK) return status;
-    if (packed->kernel == Kernel::kMultiply) {
-      const int64_t count = subtone::block_frames(packed->product);
-      for (subtone::Scratch& part : scratch) {
-        subtone::grow(&part.levels, count * packed->product.row_bytes());
-        subtone::grow(&part.sums, count * packed->product.groups);
-        subtone::grow(&part.scale, count);
-      }
-    }
-    ops.push_back(std::move(packed));
-    is_written[static_cast<size_t>(op.output)] = true;
-    return SUBTONE_OK;
+void subtone_engine::prepare(const subtone_rows* value_rows) {
+  for (const auto& op : ops) {
+    if (op->kernel != Kernel::kAttention) continue;
+    for (subtone::Scratch& part : scratch)
+      subtone::grow(&part.scores, subtone::kQueries * score_stride(*op, value_rows));
   }
-
-  bool lies_in_arena(int32_t value, const int64_t* value_frames, const int64_t* value_offsets) const {
-    if (value == input || value == output) return true;
-    const int64_t offset = value_offsets[value];
-    return offset >= 0 && offset % subtone::kAlignment == 0 && offset <= arena.size() &&
-           num_bytes(value, value_frames) <= arena.size() - offset;
-  }
-
-  bool overlap(int32_t left, int32_t right, const int64_t* value_frames, const int64_t* value_offsets) const {
-    if (left == input || left == output || right == input || right == output) return left == right;
-    return value_offsets[left] < value_offsets[right] + num_bytes(right, value_frames) &&
-           value_offsets[right] < value_offsets[left] + num_bytes(left, value_frames);
-  }
-
-  int64_t num_bytes(int32_t value, const int64_t* value_frames) const {
-    return value_frames[value] * widths[static_cast<size_t>(value)] * static_cast<int64_t>(sizeof(float));
-  }
-
-  // That no op can read or write outside the arena and the caller's two buffers.
-  int32_t check(const int64_t* value_frames, const int64_t* value_offsets) const {
-    if (!is_written[static_cast<size_t>(output)]) return SUBTONE_VALUE;
-    const auto is_count = [&](int32_t value) {
-      return value_frames[value] >= 0 && value_frames[value] <= SUBTONE_MAX_FRAMES;
-    };
-    if (!is_count(input)) return SUBTONE_PLAN;
-    for (const auto& op : ops) {
-      if (!is_count(op->output) || value_frames[op->output] != op->frames_out(value_frames[op->input]) ||
-          value_frames[op->other] != value_frames[op->input])
-        return SUBTONE_PLAN;
-      if (!lies_in_arena(op->output, value_frames, value_offsets)) return SUBTONE_PLAN;
-      if (overlap(op->output, op->input, value_frames, value_offsets) ||
-          overlap(op->output, op->other, value_frames, value_offsets))
-        return SUBTONE_PLAN;
-    }
-    return SUBTONE_OK;
-  }
-
-  const subtone::Kernels& kernels;
-  const std::vector<int64_t> widths;
-  std::vector<bool> is_written;
-  const int32_t input, output;
-  std::vector<std::unique_ptr<PackedOp>> ops;
-  std::vector<subtone::Scratch> scratch;
-  subtone::Buffer<uint8_t> arena;
-  const pid_t process;
-  // Of the run in progress.
-  const int64_t* frames = nullptr;
-  const int64_t* offsets = nullptr;
-  const float* x = nullptr;
-  float* y = nullptr;
-  subtone::Pool pool;  // last: its threads end before what they use
-};
+}
 
 namespace {
 
@@ -232,19 +202,20 @@ int32_t guarded(const Body& body) {
 
 extern "C" {
 
-int32_t subtone_create(const char* isa, int32_t threads, const int64_t* widths, int32_t num_values,
-                       int32_t input, int32_t output, subtone_engine** engine) {
+int32_t subtone_create(const char* isa, int32_t threads, const int64_t* widths, int32_t num_values, int32_t num_inputs,
+                       int32_t output, subtone_engine** engine) {
   if (!isa || !widths || !engine) return SUBTONE_NULL;
   *engine = nullptr;
   if (threads < 1 || threads > SUBTONE_MAX_THREADS || num_values < 2) return SUBTONE_SIZE;
+  if (num_inputs < 1 || num_inputs >= num_values) return SUBTONE_SIZE;
   for (int32_t value = 0; value < num_values; ++value)
     if (widths[value] < 1 || widths[value] > SUBTONE_MAX_SIZE) return SUBTONE_SIZE;
-  const auto exists = [&](int32_t value) { return value >= 0 && value < num_values; };
-  if (!exists(input) || !exists(output) || input == output) return SUBTONE_VALUE;
+  if (output < num_inputs || output >= num_values) return SUBTONE_VALUE;
   const subtone::Kernels* kernels = subtone::find_kernels(isa);
   if (!kernels) return SUBTONE_ISA;
   return guarded([&] {
-    *engine = new subtone_engine(*kernels, threads, std::vector<int64_t>(widths, widths + num_values), input, output);
+    *engine =
+        new subtone_engine(*kernels, threads, std::vector<int64_t>(widths, widths + num_values), num_inputs, output);
     return SUBTONE_OK;
   });
 }
@@ -266,17 +237,24 @@ int32_t subtone_reserve(subtone_engine* engine, int64_t arena_bytes) {
   });
 }
 
-int32_t subtone_run(subtone_engine* engine, const int64_t* frames, const int64_t* offsets, const float* x, float* y) {
-  if (!engine || !frames || !offsets || !x || !y) return SUBTONE_NULL;
+int32_t subtone_run(subtone_engine* engine, const subtone_rows* rows, const float* const* inputs, float* y,
+                    const float* state, int64_t state_size, float* new_state, int64_t new_state_size) {
+  if (!engine || !rows || !inputs || !y || (state_size && !state) || (new_state_size && !new_state))
+    return SUBTONE_NULL;
+  for (int32_t value = 0; value < engine->num_inputs; ++value)
+    if (!inputs[value]) return SUBTONE_NULL;
   if (engine->process != getpid()) return SUBTONE_FORKED;
-  const int32_t status = engine->check(frames, offsets);
+  const int32_t status = engine->check(rows, state_size, new_state_size);
   if (status != SUBTONE_OK) return status;
-  engine->frames = frames;
-  engine->offsets = offsets;
-  engine->x = x;
-  engine->y = y;
-  engine->pool.run([](void* job, int worker) { static_cast<subtone_engine*>(job)->work(worker); }, engine);
-  return SUBTONE_OK;
+  return guarded([&] {
+    engine->prepare(rows);
+    engine->rows = rows;
+    engine->inputs = inputs;
+    engine->y = y;
+    engine->begin(state, new_state);
+    engine->pool.run([](void* job, int worker) { static_cast<subtone_engine*>(job)->work(worker); }, engine);
+    return SUBTONE_OK;
+  });
 }
 
 void subtone_destroy(subtone_engine* engine) {

@@ -6,6 +6,8 @@ namespace subtone {
 namespace scalar {
 namespace {
 
+#include "functions.h"
+
 float finished(const Finish& finish, int64_t n, float value) {
   value = value * finish.gain[n];
   value = value + finish.bias[n];
@@ -86,12 +88,29 @@ void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span 
       for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
         const int64_t row = t * conv.stride + tap * conv.dilation - conv.padding;
         if (row < 0 || row >= frames_in) continue;  // adding 0 * weight changes no bit of a sum from +0
-        const float* from = x + row * conv.inputs + n0;
+        const float* from = x + row * conv.x_width + n0;
         for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[n] * weights[n];
       }
       for (int64_t n = 0; n < width; ++n)
-        y[t * conv.outputs + n0 + n] = finished(conv.finish, n0 + n, total[n]);
+        y[t * conv.y_width + n0 + n] = finished(conv.finish, n0 + n, total[n]);
     }
+}
+
+void image_depthwise(const Convolution& conv, const float* x, Span frames, Span panels, float* y) {
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    const int64_t n0 = panel * kLanes;
+    const int64_t width = smaller(kLanes, conv.outputs - n0);
+    for (int64_t t = frames.first; t < frames.last; ++t) {
+      const float* weights = conv.panels + n0 * conv.planes * conv.kernel;
+      float total[kLanes] = {};
+      for (int64_t plane = 0; plane < conv.planes; ++plane)
+        for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
+          const float* from = x + (t * conv.stride + plane * conv.plane_rows + tap) * conv.x_width + n0;
+          for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[n] * weights[n];
+        }
+      for (int64_t n = 0; n < width; ++n) y[t * conv.y_width + n0 + n] = finished(conv.finish, n0 + n, total[n]);
+    }
+  }
 }
 
 void dense(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {
@@ -99,17 +118,18 @@ void dense(const Convolution& conv, const float* x, int64_t frames_in, Span fram
     const int64_t n0 = panel * kPanel;
     const int64_t width = smaller(kPanel, conv.padded_outputs - n0);
     for (int64_t t = frames.first; t < frames.last; ++t) {
-      const float* weights = conv.panels + n0 * conv.kernel * conv.inputs;
+      const float* weights = conv.panels + n0 * conv.planes * conv.kernel * conv.inputs;
       float total[kPanel] = {};
-      for (int64_t tap = 0; tap < conv.kernel; ++tap) {
-        const int64_t row = t * conv.stride + tap * conv.dilation - conv.padding;
-        const float* from = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.inputs;
-        for (int64_t k = 0; k < conv.inputs; ++k, weights += width)
-          for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[k] * weights[n];
-      }
+      for (int64_t plane = 0; plane < conv.planes; ++plane)
+        for (int64_t tap = 0; tap < conv.kernel; ++tap) {
+          const int64_t row = t * conv.stride + plane * conv.plane_rows + tap * conv.dilation - conv.padding;
+          const float* from = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.x_width;
+          for (int64_t k = 0; k < conv.inputs; ++k, weights += width)
+            for (int64_t n = 0; n < width; ++n) total[n] = total[n] + from[k] * weights[n];
+        }
       const int64_t outputs = smaller(width, conv.outputs - n0);
       for (int64_t n = 0; n < outputs; ++n)
-        y[t * conv.outputs + n0 + n] = finished(conv.finish, n0 + n, total[n]);
+        y[t * conv.y_width + n0 + n] = finished(conv.finish, n0 + n, total[n]);
     }
   }
 }
@@ -136,6 +156,26 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
     y[i] = value < high ? value : high;
   }
 }
+
+void combine(const float* factors, int64_t factor_stride, int64_t num_sums, int64_t count, const float* rows,
+             int64_t stride, int64_t width, float* y, int64_t y_stride) {
+  for (int64_t q = 0; q < num_sums; ++q, factors += factor_stride, y += y_stride)
+    for (int64_t j0 = 0; j0 < width; j0 += kPanel) {
+      const int64_t size = smaller(kPanel, width - j0);
+      float total[kPanel] = {};
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < size; ++j) total[j] = total[j] + factors[i] * rows[i * stride + j0 + j];
+      for (int64_t j = 0; j < size; ++j) y[j0 + j] = total[j];
+    }
+}
+
+void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  for (int64_t d = 0; d < columns; ++d)
+    for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
+}
+
+#include "rowwise.h"
+#include "attention.h"
 
 }  // namespace
 

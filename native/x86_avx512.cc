@@ -13,6 +13,8 @@ namespace subtone {
 namespace avx512vnni {
 namespace {
 
+#include "functions.h"
+
 using floats = __m512;
 using ints = __m512i;
 
@@ -180,14 +182,19 @@ void multiply_tile(const Product& product, const Levels& in, int64_t t0, int64_t
 // kFrames output frames times one panel of a dense float convolution.
 template <int kFrames, int kVectors>
 void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0, float* y) {
-  const float* weights = conv.panels + n0 * conv.kernel * conv.inputs;
+  const float* weights = conv.panels + n0 * conv.planes * conv.kernel * conv.inputs;
   floats total[kFrames][kVectors];
   repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = _mm512_setzero_ps(); }); });
-  for (int64_t tap = 0; tap < conv.kernel; ++tap) {
+  int64_t first_row = t0 * conv.stride - conv.padding;  // of the tap
+  for (int64_t tap = 0, end = conv.kernel; tap < conv.planes * conv.kernel; ++tap, first_row += conv.dilation) {
+    if (tap == end) {
+      first_row += conv.plane_rows - conv.kernel * conv.dilation;
+      end += conv.kernel;
+    }
     const float* rows[kFrames];
     repeat<kFrames>(SUBTONE_EACH(f) {
-      const int64_t row = (t0 + f) * conv.stride + tap * conv.dilation - conv.padding;
-      rows[f] = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.inputs;
+      const int64_t row = first_row + f * conv.stride;
+      rows[f] = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.x_width;
     });
     for (int64_t k = 0; k < conv.inputs; ++k, weights += kLanes * kVectors) {
       floats part[kVectors];
@@ -202,7 +209,7 @@ void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int6
   repeat<kFrames>(SUBTONE_EACH(f) {
     repeat<kVectors>(SUBTONE_EACH(v) {
       const int64_t n = n0 + kLanes * v;
-      _mm512_mask_storeu_ps(y + (t0 + f) * conv.outputs + n, lanes(conv.outputs - n),
+      _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n, lanes(conv.outputs - n),
                             finished(conv.finish, n, total[f][v]));
     });
   });
@@ -256,14 +263,14 @@ template <int kFrames, bool kChecked>
 SUBTONE_INLINE void add_taps(const Convolution& conv, const float* x, int64_t frames_in, int64_t first_row,
                              int64_t row_step, Span taps, const float* weights, __mmask16 mask,
                              floats (&total)[kFrames]) {
-  const int64_t inputs = conv.inputs, dilation = conv.dilation;
+  const int64_t x_width = conv.x_width, dilation = conv.dilation;
   for (int64_t tap = taps.first; tap < taps.last; ++tap) {
     const floats weight = _mm512_loadu_ps(weights + kLanes * tap);
     const int64_t row = first_row + tap * dilation;
     repeat<kFrames>(SUBTONE_EACH(f) {
       const int64_t at = row + f * row_step;
       if (kChecked && (at < 0 || at >= frames_in)) return;
-      const floats part = _mm512_maskz_loadu_ps(mask, x + at * inputs);
+      const floats part = _mm512_maskz_loadu_ps(mask, x + at * x_width);
       total[f] = _mm512_add_ps(total[f], _mm512_mul_ps(part, weight));
     });
   }
@@ -292,7 +299,7 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
   add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, row_step, all, weights, mask, total);
   add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {all.last, some.last}, weights, mask, total);
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.outputs + n0, mask, finished(conv.finish, n0, total[f]));
+    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
   });
 }
 
@@ -302,8 +309,8 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
 // crowd the same sets of the first cache: two thirds of the speed.
 void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
   constexpr int kFrames = kDepthwiseFrames;
-  const int64_t row_step = conv.dilation * conv.inputs;
-  const float* row = x + (t0 - conv.padding) * conv.inputs + n0;
+  const int64_t row_step = conv.dilation * conv.x_width;
+  const float* row = x + (t0 - conv.padding) * conv.x_width + n0;
   const float* weights = conv.panels + n0 * conv.kernel;
   floats total[kFrames];
   repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
@@ -329,7 +336,7 @@ void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, i
     row += row_step;
   });
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.outputs + n0, finished(conv.finish, n0, total[f]));
+    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.y_width + n0, finished(conv.finish, n0, total[f]));
   });
 }
 
@@ -358,6 +365,34 @@ void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span 
             kDepthwiseTiles[count - 1](conv, x, frames_in, t, step, n0, y);
         }
     }
+  }
+}
+
+// Output frames t0 .. t0 + kFrames - 1 of 16 channels of an image.
+template <int kFrames>
+void image_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
+  const __mmask16 mask = lanes(conv.outputs - n0);
+  const float* weights = conv.panels + n0 * conv.planes * conv.kernel;
+  floats total[kFrames];
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
+  for (int64_t plane = 0; plane < conv.planes; ++plane)
+    for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
+      const float* row = x + (t0 * conv.stride + plane * conv.plane_rows + tap) * conv.x_width + n0;
+      repeat<kFrames>(SUBTONE_EACH(f) {
+        add_product(_mm512_maskz_loadu_ps(mask, row + f * conv.stride * conv.x_width), weights, &total[f]);
+      });
+    }
+  repeat<kFrames>(SUBTONE_EACH(f) {
+    _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
+  });
+}
+
+void image_depthwise(const Convolution& conv, const float* x, Span frames, Span panels, float* y) {
+  constexpr int kFrames = 4;
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    int64_t t = frames.first;
+    for (; t + kFrames <= frames.last; t += kFrames) image_tile<kFrames>(conv, x, t, panel * kLanes, y);
+    for (; t < frames.last; ++t) image_tile<1>(conv, x, t, panel * kLanes, y);
   }
 }
 
@@ -394,6 +429,89 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
     _mm512_mask_storeu_ps(y + i, mask, _mm512_min_ps(value, highest));
   }
 }
+
+// kSums sums of `count` rows times factors, of kVectors * 16 columns or fewer: `last` masks the last vector.
+template <int kSums, int kVectors>
+void combine_tile(const float* factors, int64_t factor_stride, int64_t count, const float* rows, int64_t stride,
+                  __mmask16 last, float* y, int64_t y_stride) {
+  floats total[kSums][kVectors];
+  repeat<kSums>(SUBTONE_EACH(q) { repeat<kVectors>(SUBTONE_EACH(v) { total[q][v] = _mm512_setzero_ps(); }); });
+  for (int64_t i = 0; i < count; ++i, rows += stride) {
+    floats part[kVectors];
+    repeat<kVectors>(SUBTONE_EACH(v) {
+      part[v] = _mm512_maskz_loadu_ps(v == kVectors - 1 ? last : 0xFFFF, rows + kLanes * v);
+    });
+    repeat<kSums>(SUBTONE_EACH(q) {
+      const floats factor = _mm512_set1_ps(factors[q * factor_stride + i]);
+      repeat<kVectors>(
+          SUBTONE_EACH(v) { total[q][v] = _mm512_add_ps(total[q][v], _mm512_mul_ps(factor, part[v])); });
+    });
+  }
+  repeat<kSums>(SUBTONE_EACH(q) {
+    repeat<kVectors>(SUBTONE_EACH(v) {
+      _mm512_mask_storeu_ps(y + q * y_stride + kLanes * v, v == kVectors - 1 ? last : 0xFFFF, total[q][v]);
+    });
+  });
+}
+
+using CombineTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, __mmask16, float*, int64_t);
+#define SUBTONE_TILES(q) {combine_tile<q, 1>, combine_tile<q, 2>, combine_tile<q, 3>, combine_tile<q, 4>}
+constexpr CombineTile kCombineTiles[kTogether][4] = {SUBTONE_TILES(1), SUBTONE_TILES(2), SUBTONE_TILES(3),
+                                                     SUBTONE_TILES(4)};
+#undef SUBTONE_TILES
+
+void combine(const float* factors, int64_t factor_stride, int64_t num_sums, int64_t count, const float* rows,
+             int64_t stride, int64_t width, float* y, int64_t y_stride) {
+  const auto& tiles = kCombineTiles[num_sums - 1];
+  for (int64_t j = 0; j < width; j += 4 * kLanes) {
+    const int64_t vectors = smaller(4, (width - j + kLanes - 1) / kLanes);
+    tiles[vectors - 1](factors, factor_stride, count, rows + j, stride, lanes(width - j - (vectors - 1) * kLanes), y + j,
+                       y_stride);
+  }
+}
+
+// 16 x 16 at most: rows interleaved by ones, by pairs, then by halves and quarters of vectors.
+SUBTONE_INLINE void transpose_tile(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to,
+                                   int64_t to_stride) {
+  floats row[16], pairs[16];
+  repeat<16>(SUBTONE_EACH(i) {
+    row[i] = i < rows ? _mm512_maskz_loadu_ps(lanes(columns), from + i * stride) : _mm512_setzero_ps();
+  });
+  repeat<8>(SUBTONE_EACH(i) {
+    pairs[2 * i] = _mm512_unpacklo_ps(row[2 * i], row[2 * i + 1]);
+    pairs[2 * i + 1] = _mm512_unpackhi_ps(row[2 * i], row[2 * i + 1]);
+  });
+  repeat<4>(SUBTONE_EACH(i) {  // row[4 i + c]: columns c, 4 + c, 8 + c, 12 + c of rows 4 i .. 4 i + 3
+    repeat<2>(SUBTONE_EACH(half) {
+      const __m512d low = _mm512_castps_pd(pairs[4 * i + half]), high = _mm512_castps_pd(pairs[4 * i + 2 + half]);
+      row[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      row[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    });
+  });
+  repeat<4>(SUBTONE_EACH(c) {
+    const floats even_low = _mm512_shuffle_f32x4(row[c], row[4 + c], 0x88);
+    const floats even_high = _mm512_shuffle_f32x4(row[8 + c], row[12 + c], 0x88);
+    const floats odd_low = _mm512_shuffle_f32x4(row[c], row[4 + c], 0xDD);
+    const floats odd_high = _mm512_shuffle_f32x4(row[8 + c], row[12 + c], 0xDD);
+    pairs[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    pairs[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+    pairs[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    pairs[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+  });
+  repeat<16>(SUBTONE_EACH(c) {
+    if (c < columns) _mm512_mask_storeu_ps(to + c * to_stride, lanes(rows), pairs[c]);
+  });
+}
+
+void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  for (int64_t c = 0; c < columns; c += kLanes)
+    for (int64_t r = 0; r < rows; r += kLanes)
+      transpose_tile(from + r * stride + c, stride, smaller(kLanes, rows - r), smaller(kLanes, columns - c),
+                     to + c * to_stride + r, to_stride);
+}
+
+#include "rowwise.h"
+#include "attention.h"
 
 }  // namespace
 

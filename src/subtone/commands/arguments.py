@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from subtone.speech.recognize import Recognizer
+    from subtone.speech.listening import AnyRecognizer
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterances, evenly spread.")]
@@ -22,7 +22,7 @@ def out_and_run(out: Path) -> tuple[Path, Path]:
     return out, out.with_name(f"{out.name}.run")
 
 
-def recognizer_of(path: Path, threads: int) -> Recognizer:
+def recognizer_of(path: Path, threads: int) -> AnyRecognizer:
     """Whatever `path` is: a packed file, or a checkpoint in torch."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a .subtone file, a checkpoint folder or a .nemo file")

@@ -16,6 +16,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,8 +170,10 @@ def packed_chunks(model: PackedModel) -> list[Chunk]:
             vectors += _padded([part], SMALL_ALIGNMENT)
     rest = _padded(small + vectors, ALIGNMENT)
     objects = {name: getattr(model, name) for name in OBJECTS}
-    parts = {"parts": {name: part.to_json() for name, part in model.parts.items()}} if model.parts else {}
-    manifest = {"program": model.program.to_json(), **parts, **objects, "constants": rows}
+    programs: dict[str, Any] = {"program": model.program.to_json()}
+    if model.parts:
+        programs["parts"] = {name: program.to_json() for name, program in model.parts.items()}
+    manifest = {**programs, **objects, "constants": rows}
     return [header_bytes(manifest, _num_bytes(codes), _num_bytes(rest)), *codes, *rest]
 
 

@@ -194,10 +194,12 @@ def op_record(op: Op, value_index: Mapping[str, int], constants: Constants) -> t
         elif name:  # a table, which only attention reads
             arrays["positions"] = _floats(vector_of(constants, name))
             record.position_rows = len(arrays["positions"])
-    for field in ("output", "cell", "heads", *SIZE_FIELDS):
-        given = getattr(op, field, None)
-        if given is not None:
-            setattr(record, field, value_index[given] if field in ("output", "cell") else given)
+    for field in ("output", "cell"):
+        if name := getattr(op, field, ""):
+            setattr(record, field, value_index[name])
+    for field in ("heads", *SIZE_FIELDS):
+        if isinstance(size := getattr(op, field, None), int):  # `left` of a sum is a value
+            setattr(record, field, size)
     for field in ("padding", "feature_padding"):
         if getattr(op, f"{field}_behind", None) == SAME:
             setattr(record, f"{field}_behind", getattr(op, field))

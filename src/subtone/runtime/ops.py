@@ -105,9 +105,9 @@ def conv2d(op: Conv2d, seen: Seen, constants: Constants, first: int, end: int) -
     grouped = weight.reshape(op.groups, out // op.groups, depth, op.kernel, op.feature_kernel)
     for tap in range(op.kernel):
         for place in range(op.feature_kernel):
-            part = image[tap:][: (count - 1) * op.stride + 1 : op.stride]
-            part = part[:, :, place:][:, :, : (wide - 1) * op.feature_stride + 1 : op.feature_stride]
-            part = part.reshape(count, op.groups, depth, wide)
+            seen_rows = image[tap:][: (count - 1) * op.stride + 1 : op.stride]
+            cut = seen_rows[:, :, place:][:, :, : (wide - 1) * op.feature_stride + 1 : op.feature_stride]
+            part = cut.reshape(count, op.groups, depth, wide)
             for channel in range(depth):
                 total += part[:, :, None, channel] * grouped[None, :, :, channel, tap, place, None]
     result = total.reshape(count, out, wide)

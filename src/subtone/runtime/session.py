@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Session:
 
 
 def _recognizer(
-    model: PackedModel, encoder: Engine, parts: dict[str, Engine], beam: int
+    model: PackedModel, encoder: Engine, parts: Mapping[str, Engine], beam: int
 ) -> Recognizer | StreamRecognizer:
     """ValueError where the front end or the labels are not as the program needs them."""
     program = model.program
@@ -106,7 +107,7 @@ def _check_labels(tokenizer: Tokenizer, program: Program) -> None:
 
 
 def _transducer(
-    encoder: Engine, parts: dict[str, Engine], front_end: MelFrontEnd, tokenizer: Tokenizer, beam: int
+    encoder: Engine, parts: Mapping[str, Engine], front_end: MelFrontEnd, tokenizer: Tokenizer, beam: int
 ) -> StreamRecognizer:
     predictor, joiner = _part(parts, "predictor"), _part(parts, "joiner")
     _check_labels(tokenizer, joiner.program)
@@ -135,7 +136,7 @@ def _transducer(
     )
 
 
-def _part(parts: dict[str, Engine], name: str) -> Engine:
+def _part(parts: Mapping[str, Engine], name: str) -> Engine:
     if name not in parts:
         raise ValueError(f"the file has no part {name}; a transducer needs a predictor and a joiner")
     return parts[name]
