@@ -59,7 +59,7 @@ def test_every_model_has_its_own_figures_and_the_papers_beside_them() -> None:
     rows = [{**row, "model": "large", "published": published}, {**small, "model": "small", "published": None}]
     Console(file=text, width=120).print(models(rows))
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
-    assert "large 118.33 (118.8) 474.5 137.9 (138.1) 61.0 (61)" in lines
-    assert "small 2.00 8.0 2.5 61.0" in lines
+    assert "large 118.3 (118.8) 474.5 137.9 (138.1) 61.0 (61)" in lines
+    assert "small 2.0 8.0 2.5 61.0" in lines
     assert "large 2.64 (2.7) int2 near enough" in lines
     assert "small 2.64" in lines

@@ -1,6 +1,6 @@
 """Two transducers on one causal encoder: a first pass at once, a second one that looks ahead.
 
-int4 section 2.3 and Fig. 1 (Narayanan et al. 2021): the second encoder reads the rows of the first, so
+int4 section 2.1 and Fig. 1 (Narayanan et al. 2021): the second encoder reads the rows of the first, so
 what was computed for partial results is not computed again; each has a decoder of its own.
 
 Letters: B batch, F features, T frames, U labels, V outputs, D width of the first encoder, J the joiners'.

@@ -69,16 +69,15 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def models(rows: Sequence[Mapping[str, Any]]) -> Group:
     """Two rows a preset, of `models.accounting.describe_models`: its size; its operations and remarks."""
+    dense: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
     sizes = Table(
-        title="Millions of parameters and MB; in brackets what the paper prints",
+        title="Millions of parameters, and MB at 32 bits a weight and fewer; in brackets what the paper prints",
         caption="*: all of the encoder at 4 bits, the rest at 8",
-        box=box.SIMPLE_HEAD,
+        **dense,
     )
-    operations = Table(
-        title="BOPs: 10^12 products x bits of weights x bits of activations in 10 s", box=box.SIMPLE_HEAD
-    )
+    operations = Table(title="BOPs: 10^12 products x bits of weights x bits of activations in 10 s", **dense)
     for table, columns in (
-        (sizes, ["million", *(f"{bits} bits" for bits in rows[0]["megabytes"]), "4/8 *"]),
+        (sizes, ["million", *rows[0]["megabytes"], "4/8 *"]),
         (operations, list(rows[0]["bit_operations_10_s"])),
     ):
         table.add_column("model", no_wrap=True)
@@ -91,7 +90,7 @@ def models(rows: Sequence[Mapping[str, Any]]) -> Group:
         printed = {name: of.get(name, {}) for name in ("megabytes", "encoder_megabytes", "bit_operations")}
         sizes.add_row(
             row["model"],
-            _beside(row[COUNTED[of.get("counted", "parameters")]] / 1e6, of.get("parameters"), 2),
+            _beside(row[COUNTED[of.get("counted", "parameters")]] / 1e6, of.get("parameters"), 1),
             *(_beside(size, printed["megabytes"].get(bits), 1) for bits, size in row["megabytes"].items()),
             _beside(row["encoder_megabytes"]["4"], printed["encoder_megabytes"].get("4"), 1),
         )
