@@ -258,7 +258,6 @@ CONFORMER_CTCS: dict[str, ConformerCtcConfig] = {
             right=0,
             is_convolution_causal=True,
             norm="layer",
-            dropout=0.0,  # it hears each word a few times only
         )
     ),
     "conformer-ctc-l": ConformerCtcConfig(
