@@ -19,6 +19,7 @@ from subtone.program import Clip, Constant, Conv1d, Op
 
 LABELS, FEATURES, FRAMES = "labels", "features", "frames"
 """What an entry point reads: labels (B, U), features (B, F, T), or frames (B, T, D)."""
+LINEAR = torch.ops.aten.linear.default
 
 
 class UnsupportedOperatorError(ValueError):
@@ -54,6 +55,9 @@ class Graph:
     * `views`: torch's nodes -> how they lie on a value of ours.
     * `parts`: nodes that give several results -> a view of each, None for one that we do not have.
     * `tensors`: nodes that no input reaches -> their tensor.
+
+    Constants go by their paths in `whole`, of which `network` may be a part; `prefix` stands in front of the
+    names of those that are none of its parameters.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class Graph:
         quantization: Quantization | None,
         *,
         rows: int,
-        prefix: str = "",
+        whole: nn.Module,
+        prefix: str,
     ) -> None:
         signature = exported.graph_signature
         self.nodes = list(exported.graph.nodes)
@@ -76,7 +81,7 @@ class Graph:
         self.parts: dict[Node, list[View | None]] = {}
         self.output: View | None = None
         stored = {**exported.state_dict, **exported.constants}
-        names = _first_paths(network)
+        names = _paths_in(whole, network)
         paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         paths |= signature.inputs_to_lifted_tensor_constants
         self.tensors: dict[Node, Tensor] = {}
@@ -86,7 +91,7 @@ class Graph:
             if node.op == "placeholder" and node.name in paths:
                 path = paths[node.name]
                 self.tensors[node] = stored[path]
-                self.paths[node] = prefix + names.get(path, path)
+                self.paths[node] = names.get(path, prefix + path)
             elif node.op == "placeholder" and (entry := next(given, None)) is not None:
                 self.views[node] = entry.view(rows)
 
@@ -99,7 +104,8 @@ class Graph:
                 self._lower_call(node, lowerings)
 
     def _lower_call(self, node: Node, lowerings: Mapping[Any, Callable[[Graph, Node], None]]) -> None:
-        if not any(source in self.views or source in self.parts for source in node.all_input_nodes):
+        is_reached = any(source in self.views or source in self.parts for source in node.all_input_nodes)
+        if not is_reached and node.target is not LINEAR:  # a weight's product with a table stays a product
             self._evaluate(node)
             return
         lowering = lowerings.get(node.target)
@@ -246,10 +252,16 @@ def _is_size(node: Node) -> bool:
     return not isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
-def _first_paths(network: nn.Module) -> dict[str, str]:
-    """Parameter path -> the first path of the same parameter, as in a quantization, whichever torch chose."""
+def _paths_in(whole: nn.Module, part: nn.Module) -> dict[str, str]:
+    """Path in `part` -> path in `whole` of the same parameter or buffer, the first of several: that of a quantization."""
     first: dict[int, str] = {}
-    return {
-        path: first.setdefault(id(parameter), path)
-        for path, parameter in network.named_parameters(remove_duplicate=False)
-    }
+    for path, value in _stored(whole):
+        first.setdefault(id(value), path)
+    return {path: first[id(value)] for path, value in _stored(part) if id(value) in first}
+
+
+def _stored(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ]

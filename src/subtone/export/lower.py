@@ -64,11 +64,14 @@ def lower_entry(
     output: str,
     frames_per_step: int,
     quantization: Quantization | None = None,
+    whole: nn.Module | None = None,
     prefix: str = "",
 ) -> tuple[Program, dict[str, Constant]]:
     """One entry point: `network` takes `inputs` and gives (B, T', D), or a tuple that begins with it.
 
-    `prefix` stands in front of its parameters' paths where the quantization names them from further up.
+    Args:
+        whole: what `network` is a part of, if it is; the quantization names parameters by their paths there.
+        prefix: stands in front of the names of constants that are no parameters of `whole`.
     """
     if network.training:
         raise ValueError("the network is in training mode; call eval() before it is exported")
@@ -76,7 +79,9 @@ def lower_entry(
     programs = []
     for rows in EXAMPLE_ROWS:
         exported, is_fixed = _export(network, inputs, rows)
-        graph = Graph(exported, network, inputs, quantization, rows=rows, prefix=prefix)
+        graph = Graph(
+            exported, network, inputs, quantization, rows=rows, whole=whole or network, prefix=prefix
+        )
         graph.lower(LOWERINGS)
         programs.append(_assemble(graph, inputs, output, frames_per_step))
         if not is_fixed:

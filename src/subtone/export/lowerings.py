@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-import subtone.models.operators  # noqa: F401  registers our own operators with torch
+import subtone.models.operators
+import subtone.models.switched_lstm  # noqa: F401  both register operators of our own with torch
 from subtone.export.graph import (
     Graph,
     UnsupportedOperatorError,
@@ -651,4 +652,5 @@ LOWERINGS: dict[Any, Callable[[Graph, Node], None]] = {
     _custom("attention"): _lower_attention,
     _custom("sinusoids"): _lower_sinusoids,
     _custom("stack_frames"): _lower_stack,
+    _custom("switched_lstm"): _lower_switched_lstm,
 }

@@ -1,7 +1,7 @@
 """Float networks, in torch. MODELS names every preset, FAMILIES every kind of network there is.
 
-Networks with a CTC head take features and give logits; they are what a checkpoint may hold
-(`Network`). Transducers take labels too (`transducer`, `cascaded`).
+Networks with a CTC head take features and give logits (`Network`). Transducers take labels too
+(`transducer`, `cascaded`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from typing_extensions import TypeIs
+
 from subtone.models import cascaded, conformer, conformer_config, presets, quartznet, transducer
 
 Network = quartznet.QuartzNet | conformer.ConformerCtc
-"""What a checkpoint may hold: `config`, `frames_per_step`, and a forward pass as QuartzNet's."""
+"""What has a CTC head: `config`, `frames_per_step`, and a forward pass as QuartzNet's."""
 
 CtcConfig = quartznet.QuartzNetConfig | conformer_config.ConformerCtcConfig
 """What `Network.config` is."""
@@ -68,6 +70,11 @@ def ctc_preset(name: str) -> CtcConfig:
     )
 
 
+def is_transducer(network: object) -> TypeIs[TransducerNetwork]:
+    """Whether `network` needs labels to compute."""
+    return isinstance(network, transducer.Transducer | cascaded.Cascaded)
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
@@ -79,7 +86,7 @@ def build(document: Mapping) -> Network | TransducerNetwork:
 
 
 def build_ctc(document: Mapping) -> Network:
-    """The same, of networks with a CTC head only: those a checkpoint holds and a recognizer hears with."""
+    """The same, of networks with a CTC head only: those that CTC trains."""
     return _build(document, CTC_FAMILIES)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from subtone.models.predictors import PredictorConfig, build_predictor, predictor_config, with_start
@@ -24,6 +25,7 @@ from subtone.models.transducer import (
     build_encoder,
     check_labels,
     encoder_config,
+    in_mode,
 )
 
 FAMILY = "cascaded"
@@ -68,15 +70,16 @@ class CascadedConfig:
 
 
 class FirstEncoder(nn.Module):
-    """Features (B, F, T) to frames (B, T', J) for the first joiner and rows (B, T', D) for the second pass."""
+    """Features (B, F, T) to (B, T', J + D): frames for the first joiner, and beside them the rows for the second
+    pass."""
 
     def __init__(self, encoder: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.encoder, self.projection = encoder, projection
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor) -> Tensor:
         rows = self.encoder(features)[0]
-        return self.projection(rows), rows
+        return torch.cat((self.projection(rows), rows), dim=2)
 
 
 class SecondEncoder(ProjectedEncoder):
@@ -149,14 +152,15 @@ class Cascaded(nn.Module):
     def entries(self) -> dict[str, nn.Module]:
         """The modules a device runs, sharing this network's parameters.
 
-        As `Transducer.entries`, a second set with a 2 behind the names; but "encoder" gives a pair, the
-        frames (B, T', J) for the joiner and the rows (B, T', D) that "encoder2" takes.
+        As `Transducer.entries`, a second set with a 2 behind the names; but "encoder" gives (B, T', J + D),
+        the frames for the joiner and beside them the rows that "encoder2" takes.
         """
-        return {
-            "encoder": FirstEncoder(self.encoder, self.joiner.encoder_projection),
-            "encoder2": SecondEncoder(self.encoder2, self.joiner2.encoder_projection),
-            "predictor": ProjectedPredictor(self.predictor, self.joiner.predictor_projection),
-            "joiner": self.joiner.combine,
-            "predictor2": ProjectedPredictor(self.predictor2, self.joiner2.predictor_projection),
-            "joiner2": self.joiner2.combine,
-        }
+        return in_mode(
+            self.training,
+            encoder=FirstEncoder(self.encoder, self.joiner.encoder_projection),
+            encoder2=SecondEncoder(self.encoder2, self.joiner2.encoder_projection),
+            predictor=ProjectedPredictor(self.predictor, self.joiner.predictor_projection),
+            joiner=self.joiner.combine,
+            predictor2=ProjectedPredictor(self.predictor2, self.joiner2.predictor_projection),
+            joiner2=self.joiner2.combine,
+        )

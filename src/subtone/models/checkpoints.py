@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from subtone.files import replacing
-from subtone.models import Network, build_ctc
+from subtone.models import Network, TransducerNetwork, build
+from subtone.models.hearing import recognizer_of
 from subtone.models.nemo import load_nemo
 from subtone.qtensor import QTensor
 from subtone.speech.features import front_end_from_json
 from subtone.speech.front_end import MelFrontEnd
+from subtone.speech.listening import AnyRecognizer
 from subtone.speech.pieces import tokenizer_from_json
-from subtone.speech.recognize import Recognizer
 from subtone.speech.text import Tokenizer
 
 FORMAT, VERSION = "subtone-checkpoint", 1
@@ -67,7 +68,7 @@ class Checkpoint:
     Where `quantization` is there, the network's weights are the decoded ones.
     """
 
-    network: Network
+    network: Network | TransducerNetwork
     front_end: MelFrontEnd
     tokenizer: Tokenizer
     quantization: Quantization | None = None
@@ -78,19 +79,9 @@ class Checkpoint:
             name = self.quantization.recipe.get("name", "?")
             raise ValueError(f"the checkpoint is already quantized (by {name}); start from the float one")
 
-    def recognizer(self) -> Recognizer:
+    def recognizer(self) -> AnyRecognizer:
         """Hears with the network in torch, in float between the operations."""
-
-        @torch.inference_mode()
-        def logits(features: NDArray[np.float32]) -> NDArray[np.float32]:
-            return self.network(torch.from_numpy(features).T[None])[0][0].numpy()
-
-        return Recognizer(
-            front_end=self.front_end,
-            tokenizer=self.tokenizer,
-            frames_per_step=self.network.frames_per_step,
-            logits=logits,
-        )
+        return recognizer_of(self.network, front_end=self.front_end, tokenizer=self.tokenizer)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -168,7 +159,7 @@ def _load_folder(path: Path) -> Checkpoint:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{weights_path} is damaged: {error}") from error
     try:
-        network = build_ctc(document["model"])
+        network = build(document["model"])
         quantization = _take_quantization(document, state)
         for name, weight in quantization.weights.items() if quantization else ():
             state[name] = torch.from_numpy(weight.dequantize())

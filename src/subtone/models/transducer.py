@@ -246,11 +246,17 @@ class Transducer(nn.Module):
         * "joiner": frames (B, N, J) and rows (B, N, J), two and two, to logits (B, N, V).
         """
         joiner = self.joiner
-        return {
-            "encoder": ProjectedEncoder(self.encoder, joiner.encoder_projection),
-            "predictor": ProjectedPredictor(self.predictor, joiner.predictor_projection),
-            "joiner": joiner.combine,
-        }
+        return in_mode(
+            self.training,
+            encoder=ProjectedEncoder(self.encoder, joiner.encoder_projection),
+            predictor=ProjectedPredictor(self.predictor, joiner.predictor_projection),
+            joiner=joiner.combine,
+        )
+
+
+def in_mode(is_training: bool, **entries: nn.Module) -> dict[str, nn.Module]:
+    """`entries` in training mode or not: wrappers just made are, whatever the network they wrap."""
+    return {name: module.train(is_training) for name, module in entries.items()}
 
 
 def check_labels(labels: Tensor, label_lengths: Tensor | None, num_outputs: int) -> None:

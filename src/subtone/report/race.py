@@ -116,9 +116,12 @@ def race_models(
     evenly, of `manifest`, as features.
     """
     from subtone.export.onnx import export_onnx, quantize_onnx
+    from subtone.models import is_transducer
     from subtone.models.checkpoints import load_checkpoint
 
     source = load_checkpoint(checkpoint)
+    if is_transducer(source.network):
+        raise ValueError(f"{checkpoint} is a transducer; bench model takes networks with a CTC head")
     utterances = spread(read_manifest(manifest), limit)
     samples = [read_audio(item.audio_path, source.front_end.rate_hz) for item in utterances]
     start = time.perf_counter()

@@ -107,14 +107,14 @@ def conv2d(op: Conv2d, seen: Seen, constants: Constants, first: int, end: int) -
         for place in range(op.feature_kernel):
             seen_rows = image[tap:][: (count - 1) * op.stride + 1 : op.stride]
             cut = seen_rows[:, :, place:][:, :, : (wide - 1) * op.feature_stride + 1 : op.feature_stride]
-            part = cut.reshape(count, op.groups, depth, wide)
+            part = cut.reshape((count, op.groups, depth, wide))
             for channel in range(depth):
                 total += part[:, :, None, channel] * grouped[None, :, :, channel, tap, place, None]
     result = total.reshape(count, out, wide)
     if op.bias:
         result = result + vector_of(constants, op.bias)[:, None]
-    result = result.reshape(count, out * wide)
-    return (_relu(result) if op.relu else result,)
+    flat: Matrix = result.reshape(count, out * wide)
+    return (_relu(flat) if op.relu else flat,)
 
 
 def stack(op: Stack, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:

@@ -11,7 +11,7 @@ from typing import Any
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, read_packed
 from subtone.program import Program
 from subtone.runtime.engine import Engine, load_engine
-from subtone.runtime.transducer import PackedTransducer
+from subtone.runtime.transducer import CascadeSearch, PackedTransducer
 from subtone.speech.ctc_search import CtcGreedySearch
 from subtone.speech.features import front_end_from_json
 from subtone.speech.front_end import MelFrontEnd
@@ -112,17 +112,24 @@ def _transducer(
     predictor, joiner = _part(parts, "predictor"), _part(parts, "joiner")
     _check_labels(tokenizer, joiner.program)
     program, width = encoder.program, joiner.program.input_width
-    if not width == predictor.program.output_width == program.output_width:
+    second = None
+    if "encoder2" in parts:
+        second = PackedTransducer(_part(parts, "predictor2"), _part(parts, "joiner2"))
+    expected = width + (parts["encoder2"].program.input_width if second else 0)
+    if not (width == predictor.program.output_width and program.output_width == expected):
         raise ValueError(
             f"the joiner takes rows of {width}; the encoder's are {program.output_width} wide, the predictor's "
             f"{predictor.program.output_width}"
         )
-    model = PackedTransducer(predictor, joiner)
+    first = PackedTransducer(predictor, joiner)
 
-    def new_search() -> Search:
-        if beam == GREEDY:
-            return TransducerGreedySearch(model)
-        return TransducerBeamSearch(model, beam=beam)
+    def search_of(model: PackedTransducer) -> Search:
+        return TransducerBeamSearch(model, beam=beam) if beam else TransducerGreedySearch(model)
+
+    def new_search() -> Search | CascadeSearch:
+        if second is None:
+            return search_of(first)
+        return CascadeSearch(search_of(first), parts["encoder2"], search_of(second), joint_width=width)
 
     can_stream = not program.obstacle and front_end.normalize != "per_feature"
     whole = WholeEncoder(encoder.run, width=program.output_width)

@@ -21,10 +21,20 @@ from numpy.typing import NDArray
 from subtone.speech.audio import audio_blocks, check_samples
 from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.recognize import Recognizer, Transcript
-from subtone.speech.search import Hypothesis, Search
+from subtone.speech.search import Hypothesis
 from subtone.speech.text import Tokenizer
 
 Matrix = NDArray[np.float32]
+
+
+class Listening(Protocol):
+    """What a search is to a listener: see `Search`."""
+
+    def push(self, frames: Matrix) -> None: ...
+
+    def best(self) -> Hypothesis: ...
+
+    def finish(self) -> Hypothesis: ...
 
 
 class Encoder(Protocol):
@@ -58,7 +68,7 @@ class StreamRecognizer:
     front_end: MelFrontEnd
     tokenizer: Tokenizer
     encoder: Encoder
-    new_search: Callable[[], Search]
+    new_search: Callable[[], Listening]
     frames_per_step: int
     can_stream: bool = True
 
