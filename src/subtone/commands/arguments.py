@@ -22,11 +22,13 @@ def out_and_run(out: Path) -> tuple[Path, Path]:
     return out, out.with_name(f"{out.name}.run")
 
 
-def recognizer_of(path: Path, threads: int) -> AnyRecognizer:
-    """Whatever `path` is: a packed file, or a checkpoint in torch."""
+def recognizer_of(path: Path, threads: int, *, beam: int = 0) -> AnyRecognizer:
+    """Whatever `path` is: a packed file, or a checkpoint in torch; `beam` is for packed transducers."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a .subtone file, a checkpoint folder or a .nemo file")
     if path.is_dir() or path.suffix == ".nemo":
+        if beam:
+            raise ValueError(f"beam={beam} needs a packed file; {path} is a checkpoint: pack it first")
         import torch
 
         from subtone.models.checkpoints import load_checkpoint
@@ -36,4 +38,4 @@ def recognizer_of(path: Path, threads: int) -> AnyRecognizer:
         return simulated(load_checkpoint(path)).recognizer()
     from subtone.runtime.session import Session
 
-    return Session.load(path, threads=threads).recognizer
+    return Session.load(path, threads=threads, beam=beam).recognizer

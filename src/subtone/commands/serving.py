@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from subtone.command_errors import complain
 from subtone.command_output import progress_bar, say, show
 from subtone.commands.arguments import AsJson, Threads, recognizer_of
+
+if TYPE_CHECKING:
+    from subtone.speech.listening import AnyRecognizer
 
 
 def pack(
@@ -64,30 +69,65 @@ def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_jso
 
 def transcribe(
     file: Annotated[Path, typer.Argument(help="A packed file, a checkpoint folder or a .nemo file.")],
-    audio: Annotated[list[Path], typer.Argument(help="Sound in any format soundfile reads.")],
+    audio: Annotated[
+        list[Path], typer.Argument(help="Sound in any format soundfile reads; with --stream also - (stdin).")
+    ],
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Words as they come; - is raw 16-bit PCM at the model's rate.")
+    ] = False,
+    pace: Annotated[
+        float, typer.Option(min=0, help="With --stream, a file's pace: 1 is real time, 0 as fast as it goes.")
+    ] = 1.0,
+    beam: Annotated[int, typer.Option(min=0, help="Hypotheses a transducer follows; 0: greedy.")] = 0,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
     """Print the words in each audio file, one line a file; one that cannot be heard stops no other.
 
     Example: subtone transcribe q8.subtone a.flac b.wav c.opus
+    Example: arecord -f S16_LE -r 16000 | subtone transcribe rnnt.subtone --stream -
     """
     from subtone.speech.audio import AudioError
 
-    recognizer = recognizer_of(file, threads)
-    results = []
+    hear = (_hear_stream if stream else _hear_file)(recognizer_of(file, threads, beam=beam), file, pace)
+    results: list[dict[str, Any]] = []
     for path in audio:
         try:
-            with progress_bar(f"hearing {path.name}") as move:
-                text = recognizer.transcript(path, progress=move).text
+            result = hear(path, None if as_json else f"{path}: " if len(audio) > 1 else "")
         except AudioError as error:
             complain(str(error))
-            results.append({"audio": str(path), "error": str(error)})
-            continue
-        results.append({"audio": str(path), "text": text})
-        if not as_json:
-            print(f"{path}: {text}" if len(audio) > 1 else text, flush=True)
+            result = {"error": str(error)}
+        results.append({"audio": str(path), **result})
     if as_json:
         show(results, as_json=True, table=None)
     if any("error" in result for result in results):
         raise typer.Exit(2)
+
+
+Hear = Callable[[Path, str | None], dict[str, Any]]
+"""What a path's sound says, printed behind a label if there is one."""
+
+
+def _hear_file(recognizer: AnyRecognizer, file: Path, pace: float) -> Hear:
+    def hear(path: Path, label: str | None) -> dict[str, Any]:
+        if str(path) == "-":
+            raise ValueError("- is a stream on stdin; add --stream")
+        with progress_bar(f"hearing {path.name}") as move:
+            text = recognizer.transcript(path, progress=move).text
+        if label is not None:
+            print(f"{label}{text}", flush=True)
+        return {"text": text}
+
+    return hear
+
+
+def _hear_stream(recognizer: AnyRecognizer, file: Path, pace: float) -> Hear:
+    from subtone.commands.streaming import Line, hear_stream, sound_of, streaming
+
+    listener = streaming(recognizer, file)
+
+    def hear(path: Path, label: str | None) -> dict[str, Any]:
+        line = None if label is None else Line(label, is_terminal=sys.stdout.isatty())
+        return hear_stream(listener, sound_of(path, listener.front_end.rate_hz, pace), line)
+
+    return hear
