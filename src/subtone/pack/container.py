@@ -37,7 +37,7 @@ from subtone.pack.manifest import (
     weight_row,
 )
 from subtone.pack.strict_json import check_json
-from subtone.program import Constant, Program, constants_of
+from subtone.program import Constant, Program
 from subtone.qtensor import QTensor
 
 Chunk = bytes | memoryview
@@ -145,7 +145,7 @@ def packed_chunks(model: PackedModel) -> list[Chunk]:
     _check_model(model)
     codes, small, vectors = [], [], []
     rows: dict[str, list[list]] = {"weights": [], "floats": []}
-    for name in _names_read(model.program):
+    for name in model.program.constants_read:
         constant = model.constants[name]
         if isinstance(constant, QTensor):
             packed = pack_codes(constant.codes, constant.bits).data
@@ -204,15 +204,10 @@ def check_floats(name: str, values: NDArray[np.float32]) -> None:
 
 
 def _check_program(program: Program, constants: Mapping[str, Constant]) -> None:
-    unread = sorted(set(constants) - set(_names_read(program)))
+    unread = sorted(set(constants) - set(program.constants_read))
     if unread:
         raise ValueError(f"no operation reads the constant {unread[0]} ({len(unread)} such); leave it out")
     program.shapes(CHECKED_FRAMES, constants)
-
-
-def _names_read(program: Program) -> list[str]:
-    """The constants in the order in which the program first reads them: the order in the file."""
-    return list(dict.fromkeys(name for op in program.ops for name in constants_of(op).values()))
 
 
 def _little_endian(values: NDArray) -> memoryview:

@@ -99,6 +99,19 @@ class Program:
         return frozenset(named - reached)
 
     @property
+    def constants_read(self) -> tuple[str, ...]:
+        """The constants it needs in the order in which it first reads them, which is their order in a file.
+
+        Of one operation first those in a value's place, then its own, each in the order of its fields.
+        """
+        there, read = set(self.inputs), {}
+        for op in self.ops:
+            read.update(dict.fromkeys(name for name in inputs_of(op) if name not in there))
+            read.update(dict.fromkeys(constants_of(op).values()))
+            there.update(results_of(op))
+        return tuple(read)
+
+    @property
     def obstacle(self) -> str:
         """The first operation that keeps the program from streaming, in words; "" if it can stream."""
         for op in self.ops:
@@ -128,8 +141,9 @@ class Program:
         widths = dict(self.inputs)
         for index, op in enumerate(self.ops):
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
-            for role in op.REQUIRED:
-                require(bool(getattr(op, role)), f"{where} names no {role}")
+            for field in (*op.REQUIRED, *op.VALUES, *op.RESULTS):
+                is_named = field in op.OPTIONAL or getattr(op, field) != ""
+                require(is_named, f"{where} names no {field}")
             for name in constants_of(op).values():
                 require(name in constants, f"{where} reads the constant {name}, which is missing")
             for name in inputs_of(op):

@@ -113,8 +113,8 @@ def conv2d(op: Conv2d, seen: Seen, constants: Constants, first: int, end: int) -
     result = total.reshape(count, out, wide)
     if op.bias:
         result = result + vector_of(constants, op.bias)[:, None]
-    result = result.reshape(count, out * wide)
-    return (_relu(result) if op.relu else result,)
+    flat = result.reshape(count, out * wide)
+    return (_relu(flat) if op.relu else flat,)
 
 
 def stack(op: Stack, seen: Seen, constants: Constants, first: int, end: int) -> tuple[Matrix]:

@@ -74,7 +74,7 @@ def _attend(op: Attention, seen: Seen, constants: Constants, own: np.ndarray, ro
     for place in range(places.shape[1]):
         total += weights[:, place, :, None] * values[:, place]
     mass = functions.lane_sum(np.moveaxis(weights, 1, -1))
-    return (total / mass[..., None]).reshape(len(own), -1)
+    return np.divide(total, mass[..., None]).reshape(len(own), -1)
 
 
 def vector_or_zero(constants: Constants, name: str) -> Matrix | None:
@@ -187,7 +187,6 @@ def switched_lstm(
             of_hidden = recurrent_product(
                 hidden[:, :units], constants, op.small_weight, op.small_bias, op.small_activation_bits
             )
-            hidden, cell = hidden.copy(), cell.copy()
             hidden[:, :units], cell[:, :units] = cell_step(small[row : row + 1] + of_hidden, cell[:, :units])
         results[0, row], results[1, row] = hidden[0], cell[0]
     return results[0], results[1]
