@@ -15,7 +15,7 @@ from tests.runtime.definitions import same_bits
 from tests.runtime.small_programs import program_of
 from tests.runtime.streaming_programs import inputs_for, streaming_program
 
-from subtone.pack import PackedFileError, PackedModel, read_packed, write_packed
+from subtone.pack import PackedModel, read_packed, write_packed
 from subtone.program import FUNCTIONS, OPS, Add, Attention, Relu
 from subtone.qtensor import QTensor
 from subtone.runtime.engine import NumpyEngine
@@ -81,8 +81,6 @@ def test_a_table_is_a_constant_of_the_file(tmp_path):
 
 def test_an_operation_without_an_input_makes_no_file(tmp_path):
     for op in (Relu(input="", output="y"), Add(left="x", right="z", output="y")):
-        with pytest.raises(
-            (ValueError, PackedFileError), match="names no input|reads z, which no earlier op"
-        ):
+        with pytest.raises(ValueError, match=r"names no input|reads z, which no earlier op"):
             write_packed(tmp_path / "m.subtone", packed(program_of(op, width_in=4, width_out=4), {}))
     assert not list(tmp_path.iterdir())
