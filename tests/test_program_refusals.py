@@ -212,6 +212,9 @@ def test_rows_side_by_side_are_as_many():
     program = program_of(*ops, Concat(left="a", right="b", output="y"), width_in=4, width_out=8)
     with pytest.raises(ValueError, match=r"op 2 \(concat of y\) joins 9 and 5 rows"):
         program.shapes(9, CONSTANTS)
+    program = program_of(*ops, attention(key="b", value="a"), width_in=4, width_out=4)
+    with pytest.raises(ValueError, match=r"op 2 \(attention of y\) joins 9 and 5 and 9 rows"):
+        program.shapes(9, CONSTANTS)
 
 
 def test_what_is_too_wide_for_the_run_time_is_refused():

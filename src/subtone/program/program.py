@@ -178,9 +178,8 @@ class Program:
         for index, op in enumerate(self.ops):
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
             read = {field: ends[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
-            if isinstance(op, Add | Multiply | Concat):
-                left, right = (read[field] for field in ("left", "right"))
-                require(left == right, f"{where} joins {left} and {right} rows")
+            joined = [rows for field, rows in read.items() if field not in op.OPTIONAL]
+            require(len(set(joined)) == 1, f"{where} joins {' and '.join(map(str, joined))} rows")
             if isinstance(op, Attention) and op.positions:
                 _check_positions(op, read, where)
             end = op.end(read, is_last=True)
