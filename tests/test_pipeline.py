@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.runtime.definitions import all_values
 from torch import nn
 
 from subtone.export.package import package
@@ -21,7 +22,6 @@ from subtone.quantize.rules import Recipe
 from subtone.quantize.simulate import simulate
 from subtone.report.inspect import describe
 from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas
-from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.session import Session
 from subtone.speech.audio import read_audio
 from subtone.speech.data import read_manifest, spread
@@ -283,9 +283,9 @@ def test_every_layer_of_the_given_model_equals_torch_on_the_same_input(
     model = read_packed(w8_file)
     utterances = read_manifest(shared / "data/librispeech/dev-clean-300")
     shortest = min(utterances, key=lambda item: item.duration_s)
-    values = {"features": quartznet.front_end(read_audio(shortest.audio_path, 16000))[:64]}
+    features = quartznet.front_end(read_audio(shortest.audio_path, 16000))[:64]
+    values = all_values(model.program, model.constants, features)
     for op in model.program.ops:
-        values[op.output] = DEFINITIONS[type(op)](op, values, model.constants)
         if isinstance(op, Conv1d):
             expected, bound = layer_in_torch(quantized.network, op, values[op.input])
             assert (np.abs(values[op.output] - expected) <= bound).all(), op.source

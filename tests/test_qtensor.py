@@ -25,7 +25,7 @@ from subtone.qtensor import (
     unflatten_weight,
 )
 from subtone.quantize.weights import UNGROUPED_KINDS
-from subtone.runtime import ops
+from subtone.runtime.products import quantized_product
 
 UNIT = 2.0**-24
 """One float32 operation errs by at most this share of its result."""
@@ -260,8 +260,8 @@ def test_level_128_below_zero_is_legal_in_storage_and_products():
         np.array([[-1.0, 1.0]], F32), np.full((1, 1), 1 / 128), np.array([-128, 127], np.int8), bits=1
     )
     assert affine.levels().tolist() == book.levels().tolist() == [[-128, 127]]
-    assert ops.quantized_product(features, affine, 8).tolist() == [[-128 * 127 - 127 * 127]]
-    assert ops.quantized_product(features, book, 8).tolist() == [[(-128 * 127 - 127 * 127) / 128]]
+    assert quantized_product(features, affine, 8).tolist() == [[-128 * 127 - 127 * 127]]
+    assert quantized_product(features, book, 8).tolist() == [[(-128 * 127 - 127 * 127) / 128]]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -271,9 +271,7 @@ def test_negative_scale_flips_the_sign_of_weights_and_products(grid):
     mirrored = dataclasses.replace(tensor, scale=-tensor.scale)
     features = rng.normal(size=(4, 8)).astype(F32)
     assert np.array_equal(mirrored.dequantize(), -tensor.dequantize())
-    assert np.array_equal(
-        ops.quantized_product(features, mirrored, 8), -ops.quantized_product(features, tensor, 8)
-    )
+    assert np.array_equal(quantized_product(features, mirrored, 8), -quantized_product(features, tensor, 8))
     if grid != "codebook":  # and codes are chosen on it as on any other
         scales = numerics.Grid(mirrored.scale, mirrored.zero_point)
         is_symmetric = grid in ("tensor", "symmetric")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from subtone.quantize import Settings, fake_quantize_activations, fake_quantize_weight, quantize_weight
 from subtone.quantize.integer import exact_sums, integer_product, weight_levels
-from subtone.runtime.ops import quantized_product
+from subtone.runtime.products import quantized_product
 
 EPSILON = float(np.finfo(np.float32).eps)
 KINDS = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.runtime.definitions import all_values
 from torch import Tensor, nn
 
 from subtone.export.lower import lower
@@ -16,7 +17,6 @@ from subtone.quantize import METHODS, Recipe, assign, decoded_twin, fake_quantiz
 from subtone.quantize.native import Native
 from subtone.quantize.simulate import simulate
 from subtone.quantize.weights import quantizable_weights
-from subtone.runtime.ops import DEFINITIONS
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("native-*.toml"))
 EPSILON = float(np.finfo(np.float32).eps)
@@ -107,9 +107,7 @@ def test_a_packed_product_equals_the_trained_forward_pass_bit_for_bit(activation
     method.detach()
     quantization = method.freeze(model)
     program, constants = lower(model.eval(), num_features=40, frames_per_step=1, quantization=quantization)
-    values = {program.input: np.ascontiguousarray(features[0].T.numpy())}
-    for op in program.ops:
-        values[op.output] = DEFINITIONS[type(op)](op, values, constants)
+    values = all_values(program, constants, np.ascontiguousarray(features[0].T.numpy()))
     assert same_bits(values[program.output], trained)
 
 

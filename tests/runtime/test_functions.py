@@ -105,18 +105,19 @@ def test_tanh_is_odd_but_for_negative_zero_and_1_far_away():
     assert same_bits(functions.tanh(np.array([0.0, -0.0], F32)), np.zeros(2, F32))
 
 
-def test_erf_is_within_6e_7_and_keeps_the_sign_of_zero():
-    assert errors("erf", EVERYWHERE).max() < 6e-7
+def test_erf_is_within_7e_7_and_keeps_the_sign_of_zero():
+    assert errors("erf", EVERYWHERE).max() < 7e-7
+    assert errors("erf", np.array([0.037966974], F32)) > 6.6e-7  # the largest of 36 million numbers
     zeros = functions.erf(np.array([0.0, -0.0], F32))
     assert np.signbit(zeros).tolist() == [False, True]
-    assert np.abs(zeros).max() < 6e-7
+    assert np.abs(zeros).max() < 1e-7
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
 def test_silu_gelu_are_as_near_as_what_they_are_made_of(name):
     """x times a factor within e of its truth, then at most four roundings of half a unit."""
     x = EVERYWHERE[np.abs(EVERYWHERE) < 1e6]
-    of_factor = {"silu": 1e-7, "gelu": 6e-7 / 2, "gelu_tanh": 1e-7}[name]
+    of_factor = {"silu": 1e-7, "gelu": 7e-7 / 2, "gelu_tanh": 1e-7}[name]
     # tanh' <= 1 while four roundings move the argument u by 4 * 2**-24 of it, and u (1 - tanh(u)**2) < 0.45.
     of_argument = {"silu": 0, "gelu": 2**-23, "gelu_tanh": 0.45 * 5 * 2**-24}[name]
     bound = np.abs(x.astype(np.float64)) * (of_factor + of_argument + 4 * 2**-24)

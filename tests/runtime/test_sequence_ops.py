@@ -112,6 +112,7 @@ def test_attention_is_that_of_torch(left, right, is_relative):
     got = result(op, values, constants)
     error = (wide(got).reshape(rows, heads, depth).movedim(1, 0) - truth).abs()
     assert (error <= SLACK * bound).all()
+    assert bound.max() < 1e-4  # what is wrong by more shows
 
 
 def test_attention_does_not_see_beyond_its_sides():
@@ -167,7 +168,11 @@ def test_lstm_is_that_of_torch():
     rng = np.random.default_rng(14)
     units, rows = 5, 12
     layer = torch.nn.LSTM(3, units, dtype=torch.float64)
-    weight, bias, first = normal(rng, 4 * units, units), normal(rng, 4 * units), normal(rng, 4 * units, 3)
+    weight, bias, first = (
+        normal(rng, 4 * units, units, scale=0.3),
+        normal(rng, 4 * units),
+        normal(rng, 4 * units, 3),
+    )
     x = normal(rng, rows, 3)
     with torch.no_grad():
         layer.weight_hh_l0.copy_(wide(weight))
@@ -181,11 +186,8 @@ def test_lstm_is_that_of_torch():
         Lstm(input="x", output="h", cell="c", weight="w", bias="b"), {"x": gates}, {"w": weight, "b": bias}
     )
     # The same recurrence in float64 carries with it how far ours may have come apart.
-    size, wide_weight, wide_bias = (
-        np.abs(weight.astype(np.float64)),
-        weight.astype(np.float64),
-        bias.astype(np.float64),
-    )
+    wide_weight, wide_bias = weight.astype(np.float64), bias.astype(np.float64)
+    size = np.abs(wide_weight)
     hidden = cell = of_hidden = of_cell = np.zeros(units)
     for t in range(rows):
         terms = size @ np.abs(hidden) + np.abs(wide_bias) + np.abs(exact[t])
@@ -203,6 +205,7 @@ def test_lstm_is_that_of_torch():
         hidden = given * np.tanh(cell)
         assert np.abs(hidden - truth[t]).max() < 1e-12
         assert (np.abs(got[t] - truth[t]) <= SLACK * of_hidden).all()
+    assert of_hidden.max() < 1e-4  # what is wrong by more shows
 
 
 @pytest.mark.parametrize(("bits", "small_bits"), [(0, 0), (8, 0), (0, 8), (8, 4)])

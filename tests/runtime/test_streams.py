@@ -190,6 +190,16 @@ def test_a_step_leaves_its_state_and_its_inputs_as_they_were(seed, rows, more, i
         assert array.tobytes() == copy.tobytes()
 
 
+@pytest.mark.parametrize(
+    "op", [Columns(input="x", output="y", first=0, count=2), Stack(input="x", output="y", count=1)]
+)
+def test_what_only_moves_its_rows_gives_a_copy(op):
+    engine, x = engine_of(op), rows_of(4)
+    for output in (engine.run(x), engine.step(engine.start(), x)[0]):
+        assert same_bits(output, x)
+        assert not np.shares_memory(output, x)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=SEEDS, rows=st.integers(0, 12), tails=st.lists(st.integers(0, 9), min_size=2, max_size=3))
 def test_several_streams_may_go_on_from_one_state(seed, rows, tails):

@@ -44,7 +44,7 @@ def lower(
     program, constants = lower_entry(
         network, inputs, output=OUTPUT, frames_per_step=frames_per_step, quantization=quantization
     )
-    check_all_used(quantization, set(program.constants))
+    check_all_used(quantization, set(program.constants_read))
     return program, constants
 
 

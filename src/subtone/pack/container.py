@@ -228,7 +228,7 @@ def _check_programs(programs: Sequence[Program], constants: Mapping[str, Constan
 
 def _names_read(programs: Sequence[Program]) -> list[str]:
     """The constants in the order in which the programs first read them: the order in the file."""
-    return list(dict.fromkeys(name for program in programs for name in program.constants))
+    return list(dict.fromkeys(name for program in programs for name in program.constants_read))
 
 
 def _little_endian(values: NDArray) -> memoryview:

@@ -35,7 +35,7 @@ UNLIMITED = -1
 class Operation(abc.ABC):
     """One step of a program; every subclass is a frozen dataclass of plain fields, as its JSON is.
 
-    * `VALUES`: fields that name values which it reads; "" where one is absent.
+    * `VALUES`: fields that name values which it reads; of them `OPTIONAL` may be "", absent.
     * `ROLES`: fields that name constants; "" where one is absent. `REQUIRED`: those it cannot do without.
     * `RESULTS`: fields that name values which it writes.
 
@@ -43,6 +43,7 @@ class Operation(abc.ABC):
     """
 
     VALUES: ClassVar[tuple[str, ...]] = ("input",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
     ROLES: ClassVar[tuple[str, ...]] = ()
     REQUIRED: ClassVar[tuple[str, ...]] = ()
     RESULTS: ClassVar[tuple[str, ...]] = ("output",)
@@ -117,9 +118,11 @@ def require_vector(constants: Constants, name: str, role: str, width: int, where
         require(fits, f"{where} needs {role} of {(width,)}, {name} does not fit")
 
 
-def require_integer_product(bits: int, weight: Constant, inputs: int, where: str) -> None:
+def require_integer_product(
+    bits: int, weight: Constant, inputs: int, where: str, *, field: str = "activation_bits"
+) -> None:
     """ValueError unless `inputs` activations of `bits` bits may meet `weight` in integers."""
-    require(2 <= bits <= 8, f"{where} has activation_bits={bits}; use 0 or 2..8")
+    require(2 <= bits <= 8, f"{where} has {field}={bits}; use 0 or 2..8")
     require(isinstance(weight, QTensor), f"{where} needs a quantized weight for integer activations")
     require(inputs <= MAX_INTEGER_INPUTS, f"{where} sums {inputs} products, which may overflow int32")
 

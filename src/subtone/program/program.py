@@ -99,19 +99,18 @@ class Program:
         named = {name for op in self.ops for name in (*inputs_of(op), *results_of(op))}
         return frozenset(named - reached)
 
-    @functools.cached_property
-    def constants(self) -> tuple[str, ...]:
-        """The constants in the order in which operations first read them: weights, vectors, then tables."""
-        written = {name for op in self.ops for name in results_of(op)}
-        read = [
-            name
-            for op in self.ops
-            for name in (
-                *constants_of(op).values(),
-                *(value for value in inputs_of(op) if value in self.tables and value not in written),
-            )
-        ]
-        return tuple(dict.fromkeys(read))
+    @property
+    def constants_read(self) -> tuple[str, ...]:
+        """The constants it needs in the order in which it first reads them, which is their order in a file.
+
+        Of one operation first those in a value's place, then its own, each in the order of its fields.
+        """
+        there, read = set(self.inputs), {}
+        for op in self.ops:
+            read.update(dict.fromkeys(name for name in inputs_of(op) if name not in there))
+            read.update(dict.fromkeys(constants_of(op).values()))
+            there.update(results_of(op))
+        return tuple(read)
 
     @property
     def obstacle(self) -> str:
@@ -143,8 +142,9 @@ class Program:
         widths = dict(self.inputs)
         for index, op in enumerate(self.ops):
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
-            for role in op.REQUIRED:
-                require(bool(getattr(op, role)), f"{where} names no {role}")
+            for field in (*op.REQUIRED, *op.VALUES, *op.RESULTS):
+                is_named = field in op.OPTIONAL or getattr(op, field) != ""
+                require(is_named, f"{where} names no {field}")
             for name in constants_of(op).values():
                 require(name in constants, f"{where} reads the constant {name}, which is missing")
             for name in inputs_of(op):
@@ -179,9 +179,8 @@ class Program:
         for index, op in enumerate(self.ops):
             where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
             read = {field: ends[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
-            if isinstance(op, Add | Multiply | Concat):
-                left, right = (read[field] for field in ("left", "right"))
-                require(left == right, f"{where} joins {left} and {right} rows")
+            joined = [rows for field, rows in read.items() if field not in op.OPTIONAL]
+            require(len(set(joined)) == 1, f"{where} joins {' and '.join(map(str, joined))} rows")
             if isinstance(op, Attention) and op.positions:
                 _check_positions(op, read, where)
             end = op.end(read, is_last=True)

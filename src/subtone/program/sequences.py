@@ -31,6 +31,7 @@ class Attention(Operation):
     """
 
     VALUES: ClassVar = ("query", "key", "value", "positions")
+    OPTIONAL: ClassVar = ("positions",)
     ROLES: ClassVar = ("content_bias", "position_bias")
     query: str
     key: str
@@ -191,8 +192,9 @@ class SwitchedLstm(Operation):
             widths["input"], self.weight, self.bias, self.activation_bits, constants, where
         )
         small = recurrent_width(
-            widths["small"], self.small_weight, self.small_bias, self.small_activation_bits, constants, where
-        )
+            widths["small"], self.small_weight, self.small_bias, self.small_activation_bits, constants, where,
+            prefix="small_",
+        )  # fmt: skip
         require(small <= width, f"{where} has {small} units in the small LSTM and {width} in the large")
         require(widths["gate"] == 1, f"{where} has a gate of {widths['gate']} columns; use 1")
         return width
@@ -203,9 +205,16 @@ class SwitchedLstm(Operation):
 
 
 def recurrent_width(
-    gates: int, weight: str, bias: str, activation_bits: int, constants: Constants, where: str
+    gates: int,
+    weight: str,
+    bias: str,
+    activation_bits: int,
+    constants: Constants,
+    where: str,
+    *,
+    prefix: str = "",
 ) -> int:
-    """D of a recurrent weight (4 D, D) that fits `gates` columns; ValueError otherwise."""
+    """D of a recurrent weight (4 D, D) that fits `gates` columns; ValueError, its fields with `prefix`, otherwise."""
     require(gates % 4 == 0, f"{where} reads {gates} columns; four gates need a multiple of 4")
     units, shape = gates // 4, tuple(constants[weight].shape)
     require(
@@ -213,6 +222,7 @@ def recurrent_width(
         f"{where} needs a recurrent weight of {(gates, units)}, {weight} has {shape}",
     )
     if activation_bits:
-        require_integer_product(activation_bits, constants[weight], units, where)
-    require_vector(constants, bias, "bias", gates, where)
+        field = f"{prefix}activation_bits"
+        require_integer_product(activation_bits, constants[weight], units, where, field=field)
+    require_vector(constants, bias, f"{prefix}bias", gates, where)
     return units

@@ -25,7 +25,7 @@ from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.plan import Planner
 from subtone.runtime.rows import Matrix, Rows
 from subtone.runtime.state import StreamState
-from subtone.runtime.tables import with_tables
+from subtone.runtime.tables import table_of, with_tables
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class NumpyEngine:
             settle(name, fresh)
         for op, dead in zip(self._ops.ops, planner.last_reads, strict=True):
             seen = {
-                field: values[name] if name in values else Rows(_table(constants, name))
+                field: values[name] if name in values else Rows(table_of(constants, name))
                 for field in op.VALUES
                 if (name := getattr(op, field))
             }
@@ -145,12 +145,6 @@ def _split(counts: NDArray[np.int64], planner: Planner, rows: Matrix | None) -> 
         name: part.reshape(-1, width)
         for part, (name, width) in zip(parts, planner.widths.items(), strict=True)
     }
-
-
-def _table(constants: Constants, name: str) -> Matrix:
-    table = constants[name]
-    assert isinstance(table, np.ndarray)
-    return table
 
 
 class NativeEngine:

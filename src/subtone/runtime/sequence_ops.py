@@ -187,7 +187,6 @@ def switched_lstm(
             of_hidden = recurrent_product(
                 hidden[:, :units], constants, op.small_weight, op.small_bias, op.small_activation_bits
             )
-            hidden, cell = hidden.copy(), cell.copy()
             hidden[:, :units], cell[:, :units] = cell_step(small[row : row + 1] + of_hidden, cell[:, :units])
         results[0, row], results[1, row] = hidden[0], cell[0]
     return results[0], results[1]
