@@ -58,7 +58,7 @@ class RandomProgram:
     def program(self, num_ops: int) -> Program:
         for _ in range(num_ops):
             KINDS[self.rng.choice(list(KINDS))](self)
-        last = self.any_value() if len(self.shapes) > len(self.inputs) + num_ops else list(self.shapes)[-1]
+        last = list(self.shapes)[-1]
         self.add(Scale(input=last, output="y", factor=1.0), *self.shapes[last])
         (input, width), *others = self.inputs.items()
         return Program(
@@ -91,7 +91,11 @@ class RandomProgram:
         width, length = self.shapes[name]
         return str(
             self.rng.choice(
-                [n for n, (w, rows) in self.shapes.items() if rows == length and (w == width or not same_width)]
+                [
+                    n
+                    for n, (w, rows) in self.shapes.items()
+                    if rows == length and (w == width or not same_width)
+                ]
             )
         )
 
@@ -128,7 +132,11 @@ class RandomProgram:
 
     def taps(self, most: int) -> dict[str, int]:
         kernel = self.size(1, most)
-        return {"kernel": kernel, "padding": self.size(0, kernel + 1), "padding_behind": self.size(-1, kernel)}
+        return {
+            "kernel": kernel,
+            "padding": self.size(0, kernel + 1),
+            "padding_behind": self.size(-1, kernel),
+        }
 
     # Operations ------------------------------------------------------------------------------
 
@@ -292,7 +300,18 @@ class RandomProgram:
 KINDS: dict[str, Callable[[RandomProgram], None]] = {
     name: vars(RandomProgram)[name]
     for name in (
-        *("products", "convolution", "image", "affine", "single", "function", "pair", "columns", "glu", "stack"),
+        *(
+            "products",
+            "convolution",
+            "image",
+            "affine",
+            "single",
+            "function",
+            "pair",
+            "columns",
+            "glu",
+            "stack",
+        ),
         *("norm", "embedding", "attention", "lstm"),
     )
 }

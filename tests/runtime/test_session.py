@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_parts_that_do_not_fit_are_refused_and_the_file_is_named(
 def test_an_impossible_step_is_refused_and_the_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.subtone"
     model = Session.load(written(path)).model
-    fast = type(model.program)(**{**vars(model.program), "frames_per_step": 10**6})
+    fast = dataclasses.replace(model.program, frames_per_step=10**6)
     write_packed(path, PackedModel(**{**vars(model), "program": fast}))
     with pytest.raises(PackedFileError, match=r"m\.subtone: overlap_s=4\.0 must hold a step"):
         Session.load(path)
