@@ -94,6 +94,10 @@ void attend(const Attention& op, const AttentionRows& in, int64_t head, Span que
   const int64_t column = head * op.depth, lowest = window.lowest(queries.first);
   const int64_t end = window.highest(queries.last - 1);
   bias_queries(op, in, column, queries, scratch);
+  // Values are read again and again: in rows of their own, since rows far apart crowd few sets of the cache.
+  const float* value = in.value + (lowest - in.value_base) * op.width + column;
+  for (int64_t s = 0; s < end - lowest; ++s)
+    for (int64_t d = 0; d < op.depth; ++d) scratch.values[s * op.depth + d] = value[s * op.width + d];
   for (int64_t first = lowest; first < end; first += kKeys)
     score(op, in, column, queries, {first, least(first + kKeys, end)}, scratch);
   for (int64_t t = queries.first; t < queries.last; t += kTogether) {
@@ -110,7 +114,7 @@ void attend(const Attention& op, const AttentionRows& in, int64_t head, Span que
     }
     float* to = y + (t - queries.first) * op.width + column;
     combine(scores, scratch.score_stride, together, seen.last - seen.first,
-            in.value + (seen.first - in.value_base) * op.width + column, op.width, op.depth, to, op.width);
+            scratch.values + (seen.first - lowest) * op.depth, op.depth, op.depth, to, op.width);
     for (int64_t q = 0; q < together; ++q)
       for (int64_t d = 0; d < op.depth; ++d) to[q * op.width + d] = to[q * op.width + d] / mass[q];
   }

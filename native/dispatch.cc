@@ -61,12 +61,12 @@ const char* subtone_status_text(int32_t status) {
     case SUBTONE_NULL: return "a pointer that is needed is null";
     case SUBTONE_SIZE: return "a size is zero, negative, beyond its limit, or does not fit another";
     case SUBTONE_VALUE: return "an op names a value that does not exist or is not written before it";
-    case SUBTONE_PLAN: return "frames, offsets or the arena do not fit the program";
+    case SUBTONE_PLAN: return "rows, offsets, the arena or the state do not fit the program";
     case SUBTONE_ISA: return "the instruction set is unknown or absent on this machine";
     case SUBTONE_MEMORY: return "out of memory";
     case SUBTONE_THREADS: return "the operating system starts no more threads; use fewer";
     case SUBTONE_FORKED: return "the engine was made before this process was forked; make it after";
-    case SUBTONE_RANGE: return "the ends of a clip are not finite, or do not ascend";
+    case SUBTONE_RANGE: return "a number is not finite, an epsilon not above 0, or a clip's ends do not ascend";
     default: return "a status this library does not have";
   }
 }

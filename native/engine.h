@@ -24,7 +24,7 @@ struct Scratch {
   Buffer<float> row;             // a product of one row
   Buffer<float> image, result;   // of one row of a convolution over an image
   Buffer<float> queries, keys;   // of attention, both for both kinds of scores
-  Buffer<float> scores;          // the only one that depends on the rows of a run
+  Buffer<float> scores;          // and values of attention: the only one that depends on the rows of a run
 };
 
 }  // namespace subtone

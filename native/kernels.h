@@ -90,6 +90,7 @@ struct AttentionScratch {
   float *content, *position;    // [kQueries][depth]: the queries with their biases
   float *keys, *positions;      // [depth][kKeyStride], [depth][kPositionStride]
   float* scores;                // [kQueries][score_stride]
+  float* values;                // [score_stride][depth]
   int64_t score_stride;
 };
 

@@ -180,7 +180,7 @@ void subtone_engine::prepare(const subtone_rows* value_rows) {
   for (const auto& op : ops) {
     if (op->kernel != Kernel::kAttention) continue;
     for (subtone::Scratch& part : scratch)
-      subtone::grow(&part.scores, subtone::kQueries * score_stride(*op, value_rows));
+      subtone::grow(&part.scores, (subtone::kQueries + op->attention.depth) * score_stride(*op, value_rows));
   }
 }
 

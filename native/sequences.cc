@@ -35,12 +35,14 @@ void subtone_engine::execute_attention(const PackedOp& op, int worker) {
   in.rows = seen;
   in.offset = attention.left < 0 ? seen - 1 : attention.left;
   const int64_t depth = attention.depth;
+  const int64_t stride = score_stride(op, rows);
   const subtone::AttentionScratch parts = {mine.queries.data(),
                                            mine.queries.data() + subtone::kQueries * depth,
                                            mine.keys.data(),
                                            mine.keys.data() + subtone::kKeyStride * depth,
                                            mine.scores.data(),
-                                           score_stride(op, rows)};
+                                           mine.scores.data() + subtone::kQueries * stride,
+                                           stride};
   const int64_t frames = its.end - its.first, blocks = (frames + subtone::kQueries - 1) / subtone::kQueries;
   const Span tasks = subtone::split(attention.heads * blocks, 1, worker, pool.workers());
   for (int64_t task = tasks.first; task < tasks.last; ++task) {

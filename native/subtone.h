@@ -72,12 +72,12 @@ typedef enum {
   SUBTONE_NULL = 1,    /* a pointer that is needed is null */
   SUBTONE_SIZE = 2,    /* a size is zero, negative, beyond its limit, or does not fit another */
   SUBTONE_VALUE = 3,   /* an op names a value that does not exist, or is not written before it */
-  SUBTONE_PLAN = 4,    /* frames, offsets or the arena do not fit the program */
+  SUBTONE_PLAN = 4,    /* rows, offsets, the arena or the state do not fit the program */
   SUBTONE_ISA = 5,     /* the instruction set is unknown or absent on this machine */
   SUBTONE_MEMORY = 6,  /* out of memory */
   SUBTONE_THREADS = 7, /* the operating system starts no more threads */
   SUBTONE_FORKED = 8,  /* the engine was made before this process was forked */
-  SUBTONE_RANGE = 9    /* the ends of a clip are not finite, or do not ascend */
+  SUBTONE_RANGE = 9    /* a number is not finite, an epsilon not above 0, or a clip's ends do not ascend */
 } subtone_status;
 
 typedef enum {
@@ -179,12 +179,13 @@ SUBTONE_API int32_t subtone_create(const char* isa, int32_t threads, const int64
  * After an error the engine is as before. */
 SUBTONE_API int32_t subtone_append(subtone_engine* engine, const subtone_op* op);
 
-/* Makes the arena at least `arena_bytes` large. The only call that allocates after the last append. */
+/* Makes the arena at least `arena_bytes` large. After the last append nothing else allocates but a run in which an
+ * attention sees more rows at once than in any before (SUBTONE_MEMORY where there is none). */
 SUBTONE_API int32_t subtone_reserve(subtone_engine* engine, int64_t arena_bytes);
 
 /* Runs all ops on new rows. `rows[v]` of every value, as the ops imply them: an op computes rows first .. end - 1 of
  * its output, and its inputs hold what those need (SUBTONE_PLAN otherwise). A buffer overlaps no other that is
- * still to be read. inputs[i]: (end - first, width) of value i; y: the same of the output.
+ * still to be read. Of a value that no op writes everything but the offset is 0. inputs[i]: (end - first, width) of value i; y: the same of the output.
  *
  * The state is flat: rows base .. first - 1 of value 0, then of value 1, and so on; `state_size` floats in all, which is
  * checked; new_state the same with rows keep .. end - 1, `new_state_size` floats. Both are the caller's, and two. */

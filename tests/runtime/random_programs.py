@@ -58,7 +58,7 @@ class RandomProgram:
     def program(self, num_ops: int) -> Program:
         for _ in range(num_ops):
             KINDS[self.rng.choice(list(KINDS))](self)
-        last = self.any_value() if len(self.shapes) > len(self.inputs) + num_ops else list(self.shapes)[-1]
+        last = list(self.shapes)[-1]
         self.add(Scale(input=last, output="y", factor=1.0), *self.shapes[last])
         (input, width), *others = self.inputs.items()
         return Program(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib.util
-import math
 import os
 import re
 import shutil
@@ -16,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.runtime.small_programs import program_of, random_program
+from tests.runtime.random_programs import random_program
+from tests.runtime.small_programs import program_of
 
 import subtone
 from subtone.program import Relu
@@ -218,180 +216,3 @@ os.wait()
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
     )
     assert "made before this process was forked" in done.stdout, done.stderr
-
-
-# The C ABI ------------------------------------------------------------------------------
-
-
-class Caller:
-    """The functions of the C ABI over values of width 4: 0 the input, 1 the output, the rest inside."""
-
-    def __init__(self) -> None:
-        self.library = native.load_library(native.find_library())
-        self.floats = np.ones(4096, np.float32)
-        self.codes = np.zeros(4096, np.uint8)
-
-    def create(self, *, isa=b"scalar", threads=1, widths=(4, 4, 4), input=0, output=1):
-        handle = ctypes.c_void_p()
-        sizes = np.array(widths, np.int64)
-        status = self.library.subtone_create(
-            isa, threads, native.address_of(sizes), len(sizes), input, output, ctypes.byref(handle)
-        )
-        return status, handle
-
-    @contextlib.contextmanager
-    def engine(self, **settings):
-        status, handle = self.create(**settings)
-        assert status == 0
-        yield handle
-        self.library.subtone_destroy(handle)
-
-    def append(self, handle, **fields) -> int:
-        ones = dict.fromkeys(("kernel", "stride", "dilation", "groups", "scale_groups"), 1)
-        roles = ("weight", "scale", "zero_point", "gain", "bias")
-        pointers = {name: native.address_of(self.floats) for name in roles}
-        bytes_ = {name: native.address_of(self.codes) for name in ("codes", "levels")}
-        record = native.OpRecord(**{**ones, **pointers, **bytes_, "output": 1, **fields})
-        return self.library.subtone_append(handle, ctypes.byref(record))
-
-    def run(self, handle, frames, offsets=(0, 0, 0)) -> int:
-        arrays = [np.array(values, np.int64) for values in (frames, offsets)]
-        x, y = np.ones(64, np.float32), np.ones(64, np.float32)
-        return self.library.subtone_run(handle, *(native.address_of(a) for a in (*arrays, x, y)))
-
-
-@pytest.fixture(scope="module")
-def caller():
-    if not available_isas():
-        pytest.skip("the native library was not built")
-    return Caller()
-
-
-@pytest.mark.parametrize(
-    ("settings", "status"),
-    [
-        ({"isa": None}, NULL),
-        ({"isa": b"mmx"}, ISA),
-        ({"threads": 0}, SIZE),
-        ({"threads": 257}, SIZE),
-        ({"widths": (4,)}, SIZE),
-        ({"widths": (4, 0)}, SIZE),
-        ({"widths": (4, 2**24 + 1)}, SIZE),
-        ({"input": 3}, VALUE),
-        ({"output": -1}, VALUE),
-        ({"output": 0}, VALUE),
-    ],
-)
-def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
-    assert caller.create(**settings)[0] == status
-
-
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        ({"kind": 9}, VALUE),
-        ({"input": 3}, VALUE),
-        ({"input": 2}, VALUE),  # not written yet
-        ({"kind": 2, "other": 2}, VALUE),
-        ({"output": 0}, VALUE),
-        ({"output": -1}, VALUE),
-        ({"kernel": 0}, SIZE),
-        ({"kernel": 2**24 + 1}, SIZE),
-        ({"stride": 0}, SIZE),
-        ({"dilation": -1}, SIZE),
-        ({"padding": -1}, SIZE),
-        ({"groups": 2}, SIZE),
-        ({"weight": None}, NULL),
-        ({"activation_bits": 1}, SIZE),
-        ({"activation_bits": 9}, SIZE),
-        ({"activation_bits": 8, "kernel": 2}, SIZE),
-        ({"activation_bits": 8, "scale_groups": 3}, SIZE),
-        ({"activation_bits": 8, "scale_groups": 0}, SIZE),
-        ({"activation_bits": 8, "codes": None}, NULL),
-        ({"activation_bits": 8, "zero_point": None}, NULL),
-        ({"kind": 1, "gain": None}, NULL),
-        ({"kind": 1, "bias": None}, NULL),
-        ({"kind": 4, "low": 1.0, "high": 1.0}, RANGE),
-        ({"kind": 4, "low": -1.0, "high": float("nan")}, RANGE),
-        ({"kind": 4, "low": -math.inf, "high": 1.0}, RANGE),
-        ({"kind": 4, "low": 0.0, "high": math.inf}, RANGE),
-        ({"kind": 5}, VALUE),
-    ],
-)
-def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller, fields, status):
-    with caller.engine() as handle:
-        assert caller.append(handle, **fields) == status
-        assert caller.append(handle, kind=3) == 0
-        assert caller.run(handle, (2, 2, 0)) == 0
-
-
-def test_widths_that_do_not_fit_an_op_are_refused(caller):
-    with caller.engine(widths=(4, 5, 4)) as handle:
-        assert caller.append(handle, kind=3) == SIZE
-    with caller.engine(widths=(65536, 1)) as handle:
-        assert caller.append(handle, activation_bits=8) == SIZE
-
-
-def test_a_weight_too_large_for_any_memory_is_refused(caller):
-    with caller.engine(widths=(2**24, 2**24)) as handle:
-        assert caller.append(handle, kernel=2**24) == SIZE
-
-
-@pytest.mark.parametrize(
-    ("frames", "offsets"),
-    [
-        ((-1, 2, 2), (0, 0, 0)),
-        ((2**31 + 1, 2, 2), (0, 0, 0)),
-        ((2, 3, 2), (0, 0, 0)),  # not what the ops imply
-        ((2, 2, 3), (0, 0, 0)),
-        ((2, 2, 2), (0, 0, 32)),  # not a cache line
-        ((2, 2, 2), (0, 0, -64)),
-        ((2, 2, 2), (0, 0, 64)),  # beyond an arena of 64 bytes
-        ((5, 5, 5), (0, 0, 0)),  # 80 bytes in an arena of 64
-    ],
-)
-def test_a_plan_that_does_not_fit_is_refused(caller, frames, offsets):
-    with caller.engine() as handle:
-        assert caller.append(handle, kind=3, output=2) == 0
-        assert caller.run(handle, (2, 2, 2)) == VALUE  # nothing writes the output yet
-        assert caller.append(handle, kind=3, input=2) == 0
-        assert caller.run(handle, (2, 2, 2)) == PLAN  # no arena yet
-        assert caller.library.subtone_reserve(handle, 64) == 0
-        assert caller.run(handle, frames, offsets) == PLAN
-        assert caller.run(handle, (2, 2, 2)) == 0
-
-
-def test_an_output_on_top_of_its_input_is_refused(caller):
-    with caller.engine(widths=(4, 4, 4, 4)) as handle:
-        for op in ({"output": 2}, {"input": 2, "output": 3}, {"input": 3}):
-            assert caller.append(handle, kind=3, **op) == 0
-        assert caller.library.subtone_reserve(handle, 128) == 0
-        assert caller.run(handle, (2, 2, 2, 2), (0, 0, 64, 64)) == PLAN
-        assert caller.run(handle, (2, 2, 2, 2), (0, 0, 64, 0)) == 0
-
-
-def test_null_pointers_and_negative_arenas_are_refused(caller):
-    library = caller.library
-    assert library.subtone_append(None, None) == NULL
-    assert library.subtone_reserve(None, 64) == NULL
-    assert library.subtone_run(None, None, None, None, None) == NULL
-    library.subtone_destroy(None)
-    with caller.engine() as handle:
-        assert library.subtone_append(handle, None) == NULL
-        assert library.subtone_reserve(handle, -1) == SIZE
-        assert library.subtone_run(handle, None, None, None, None) == NULL
-
-
-def test_an_arena_larger_than_any_memory_is_a_memory_error(caller):
-    with caller.engine() as handle:
-        status = caller.library.subtone_reserve(handle, 2**62)
-        with pytest.raises(MemoryError, match=r"taking memory: out of memory \(status 6\)"):
-            native.require_ok(caller.library, status, "taking memory")
-
-
-def test_every_status_has_words(caller):
-    texts = [caller.library.subtone_status_text(status).decode() for status in range(11)]
-    assert len(set(texts)) == 11
-    assert texts[10] == "a status this library does not have"
-    with pytest.raises(RuntimeError, match=r"running: .* \(status 4\)"):
-        native.require_ok(caller.library, PLAN, "running")

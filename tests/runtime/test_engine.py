@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.runtime.small_programs import (
-    GRIDS,
-    features_of,
-    packed_weight,
-    program_of,
-    random_program,
-)
+from tests.runtime.comparison import ISAS, assert_native_equals_numpy, assert_same_bits, inputs_of
+from tests.runtime.random_programs import random_program
+from tests.runtime.small_programs import GRIDS, features_of, packed_weight, program_of
 
 from subtone.program import Add, Affine, Clip, Conv1d
 from subtone.qtensor import QTensor
@@ -23,24 +19,6 @@ from subtone.runtime.engine import NativeEngine, NumpyEngine, available_isas
 
 EDGES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 257)
 LENGTHS = (0, 1, 2, 5, 6, 7, 33)
-ISAS = available_isas() or [
-    pytest.param("none", marks=pytest.mark.skip(reason="the native library was not built"))
-]
-
-
-def assert_native_equals_numpy(program, constants, isa, lengths, *, threads=(1, 2, 3), seed=0):
-    """One engine for all lengths, as in use; compared as bits, so that even zeros have one sign."""
-    rng = np.random.default_rng(seed)
-    definition = NumpyEngine(program, constants)
-    engines = [NativeEngine(program, constants, threads=count, isa=isa) for count in threads]
-    for frames in lengths:
-        features = features_of(rng, frames, program.input_width)
-        expected = definition.run(features)
-        for engine in engines:
-            got = engine.run(features)
-            assert got.shape == expected.shape
-            assert got.dtype == np.float32
-            assert np.array_equal(got.view(np.uint32), expected.view(np.uint32)), (frames, engine.threads)
 
 
 def product_program(weight: QTensor, **fields):
@@ -183,8 +161,36 @@ def test_a_clip_brings_infinity_to_its_ends_and_no_number_to_the_lower_one(isa):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 12), frames=st.integers(0, 60))
 def test_whole_programs_are_equal(isa, seed, num_ops, frames):
-    program, constants = random_program(np.random.default_rng(seed), num_ops)
+    program, constants = random_program(np.random.default_rng(seed), num_ops, num_inputs=1 + seed % 2)
     assert_native_equals_numpy(program, constants, isa, (frames, 3, frames + 1), threads=(1, 2), seed=seed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num_ops=st.integers(1, 12), frames=st.integers(0, 60))
+def test_however_a_stream_is_cut_output_and_state_are_equal(isa, seed, num_ops, frames):
+    rng = np.random.default_rng(seed)
+    program, constants = random_program(rng, num_ops, num_inputs=1 + seed % 2, can_stream=True)
+    inputs = inputs_of(rng, program, frames)
+    definition = NumpyEngine(program, constants)
+    engines = [NativeEngine(program, constants, threads=count, isa=isa) for count in (1, 2, 3)]
+    expected = definition.run(*inputs)
+    states, outputs = [engine.start() for engine in (definition, *engines)], []
+    at, is_last = 0, False
+    while not is_last:
+        stop = at + int(rng.integers(0, 12))
+        is_last, chunk = stop >= frames, [features[at:stop] for features in inputs]
+        steps = [
+            engine.step(state, *chunk, is_last=is_last)
+            for engine, state in zip((definition, *engines), states, strict=True)
+        ]
+        for output, state in steps[1:]:
+            assert_same_bits(output, steps[0][0])
+            assert_same_bits(state.rows, steps[0][1].rows)
+        states = [state for _, state in steps]
+        outputs.append(steps[1][0])
+        at = stop
+    assert_same_bits(np.concatenate(outputs), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
