@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.definitions import all_values
-from tests.runtime.small_programs import packed_weight, program_of, random_program
+from tests.runtime.random_programs import random_program
+from tests.runtime.small_programs import packed_weight, program_of
 
 from subtone.program import (
     KINDS,

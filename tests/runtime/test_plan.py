@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference.dependencies import dependencies
-from tests.runtime.small_programs import program_of, random_program
+from tests.runtime.random_programs import random_program
+from tests.runtime.small_programs import program_of
 from tests.runtime.streaming_programs import streaming_program
 
 from subtone.program import Add, Conv1d, Relu, inputs_of, results_of
