@@ -9,7 +9,8 @@ def dependencies(op: Op, row: int) -> dict[str, set[int]]:
     """Name -> rows, for what `op` reads and, where it goes on from its own row before, for what it writes."""
     if isinstance(op, Conv1d | Conv2d):
         start = row * op.stride - op.padding
-        return {op.input: {start + tap * op.dilation for tap in range(op.kernel)}}
+        last = start + (op.kernel - 1) * op.dilation
+        return {op.input: set(range(start, last + 1))}  # rows between two taps are held too
     if isinstance(op, Stack):
         return {op.input: {row * op.count + part for part in range(op.count)}}
     if isinstance(op, Attention):
