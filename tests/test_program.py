@@ -111,7 +111,9 @@ def test_shapes_are_those_of_the_values_that_are_computed(seed, num_ops, frames)
     program, constants = random_program(np.random.default_rng(seed), num_ops)
     expected = program.shapes(frames, constants)
     values = all_values(program, constants, np.zeros((frames, program.input_width), F32))
-    assert {name: value.shape for name, value in values.items()} == expected
+    assert {name: value.shape for name, value in values.items()} == {
+        name: shape for name, shape in expected.items() if name not in constants
+    }
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 1)], ids=["Linear", "Conv1d"])

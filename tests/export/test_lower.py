@@ -244,7 +244,9 @@ def test_an_operator_we_do_not_have_is_named_with_its_module(operator, message: 
 
 
 def test_a_grouped_convolution_equals_torch() -> None:
-    network = Toy(nn.Sequential(nn.Conv1d(4, 8, 3, groups=2, padding=1), nn.Conv1d(8, 4, 2, groups=4))).eval()
+    network = Toy(
+        nn.Sequential(nn.Conv1d(4, 8, 3, groups=2, padding=1), nn.Conv1d(8, 3, 2), Transposed())
+    ).eval()
     features = np.random.default_rng(1).normal(0, 1, (9, 4)).astype(np.float32)
     program, constants = lowered(network)
     np.testing.assert_allclose(
