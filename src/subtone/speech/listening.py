@@ -124,6 +124,7 @@ class Listener:
         self._state = recognizer.encoder.start()
         self._search = recognizer.new_search()
         self._num_samples = 0
+        self._final: Hypothesis | None = None
 
     @property
     def duration_s(self) -> float:
@@ -133,12 +134,12 @@ class Listener:
     @property
     def text(self) -> str:
         """The words so far; later sound may change the last of them, with a beam."""
-        return self._text(self._search.best())
+        return self._text(self._best)
 
     @property
     def tokens(self) -> tuple[Token, ...]:
         """The labels so far, each with the time of the encoder's row that gave it."""
-        best, step_s = self._search.best(), self._recognizer.step_s
+        best, step_s = self._best, self._recognizer.step_s
         labels = self._recognizer.tokenizer.labels
         return tuple(
             Token(labels[label], round(frame * step_s, 3))
@@ -153,7 +154,12 @@ class Listener:
     def finish(self) -> str:
         """The words of the whole utterance."""
         self._take(self._features.finish(), is_last=True)
-        return self._text(self._search.finish())
+        self._final = self._search.finish()
+        return self._text(self._final)
+
+    @property
+    def _best(self) -> Hypothesis:
+        return self._final or self._search.best()
 
     def _take(self, features: Matrix, *, is_last: bool) -> None:
         if len(features) or is_last:
