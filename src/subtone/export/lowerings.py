@@ -12,11 +12,13 @@ import torch
 from torch.fx import Node
 
 import subtone.models.operators  # noqa: F401  registers our own operators with torch
+from subtone.export.attention import lower_dot_product, table_view
 from subtone.export.graph import (
     Graph,
     UnsupportedOperatorError,
     arguments_of,
     operands,
+    refuse,
     sizes_of,
     source_of,
 )
@@ -49,10 +51,6 @@ from subtone.program import (
 aten = torch.ops.aten
 BATCH_CHANNELS_ROWS = ((), (0,), (ROWS,))
 BATCH_ROWS_CHANNELS = ((), (ROWS,), (0,))
-
-
-def refuse(node: Node, what: str) -> UnsupportedOperatorError:
-    return UnsupportedOperatorError(f"{source_of(node)} {what}; it cannot be packed")
 
 
 # Products and convolutions -----------------------------------------------------------------
@@ -170,6 +168,8 @@ def _lower_linear(graph: Graph, node: Node) -> None:
     if source in graph.tensors:
         _lower_table(graph, node, options)
         return
+    if source not in graph.views and source not in graph.sizes.reached:
+        table_view(graph, source)
     view = graph.columns(source, -1)
     op = graph.product(node, view.name, options["weight"], options["bias"], node.name)
     width = sizes_of(node)[-1]
@@ -648,6 +648,7 @@ LOWERINGS: dict[Any, Callable[[Graph, Node], None]] = {
     aten.split_with_sizes.default: _lower_split,
     aten.cat.default: _lower_concat,
     aten.lstm.input: _lower_lstm,
+    aten.scaled_dot_product_attention.default: lower_dot_product,
     _custom("attention"): _lower_attention,
     _custom("sinusoids"): _lower_sinusoids,
     _custom("stack_frames"): _lower_stack,
