@@ -123,14 +123,15 @@ def _context(graph: Graph, attention: Node, mask: Node) -> tuple[int, int]:
     if mask not in graph.contexts:
         if not graph.sizes.is_free:
             raise refuse(attention, "has a mask, and a number of frames that torch fixed")
-        found = set()
+        bands = []
         for least in (MIDDLE, LONG):
             rows = graph.sizes.rows_for(attention, 2, least)
             frames = graph.sizes.shape(attention, rows)[2]
-            found.add(_band(graph.sizes.value(mask, rows), frames))
-        if len(found) > 1 or None in found:
+            bands.append((_band(graph.sizes.value(mask, rows), frames), frames))
+        (short, frames), (context, _) = bands
+        if context is None or short != tuple(UNLIMITED if side >= frames - 1 else side for side in context):
             raise refuse(attention, "hides rows by something other than their distance")
-        graph.contexts[mask] = next(context for context in found if context is not None)
+        graph.contexts[mask] = context
     return graph.contexts[mask]
 
 
@@ -151,7 +152,7 @@ def _band(mask: Tensor, frames: int) -> tuple[int, int] | None:
     expected = torch.ones(frames, frames, dtype=torch.bool).triu(1 - left).tril(right - 1)
     if min(left, right) < 1 or not torch.equal(is_seen, expected):
         return None
-    return tuple(UNLIMITED if side == frames else side - 1 for side in (left, right))  # type: ignore[return-value]
+    return UNLIMITED if left == frames else left - 1, UNLIMITED if right == frames else right - 1
 
 
 # Relative positions ---------------------------------------------------------------------------

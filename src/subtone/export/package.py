@@ -42,7 +42,7 @@ def package_module(
     frames_per_step: int,
     tokenizer: Tokenizer,
     front_end: MelFrontEnd | None = None,
-    num_features: int = 1,
+    num_features: int | None = None,
     quantization: Quantization | None = None,
     name: str,
 ) -> PackedModel:
@@ -53,8 +53,8 @@ def package_module(
             (B, T', V) or begins with that, as the output of a Hugging Face model for CTC does.
         layout: of that argument: "features" (B, F, T), "frames" (B, T, F), or "samples" (B, S) of raw sound.
         frames_per_step: input rows from one row of logits to the next; 320 samples in wav2vec 2.0.
-        front_end: makes the features, `num_features` of them. None where the module hears raw sound: the
-            file then runs in an engine, not in a `Session`, whose front ends all make features.
+        front_end: makes the features, `num_features` of them. None where the module hears raw sound, or
+            features of another kind: the file then runs in an engine, not in a `Session`.
         quantization: what `quantize_module` found; without it every weight is a float.
         name: says where the module came from.
 
@@ -63,13 +63,12 @@ def package_module(
             the module inside that it came from.
         ValueError: a layout that is none of these; a front end that gives another number of features.
     """
-    if layout != SAMPLES and front_end is not None:
-        num_features = num_features if num_features > 1 else front_end.num_features
-        if front_end.num_features != num_features:
-            raise ValueError(
-                f"num_features={num_features}, but the front end gives {front_end.num_features}; use those of the front end"
-            )
-    inputs = (Input(name=INPUT, layout=layout, width=num_features),)
+    width = 1 if layout == SAMPLES else num_features or (front_end.num_features if front_end else 0)
+    if front_end is not None and front_end.num_features != width:
+        raise ValueError(f"num_features={width}, but the front end gives {front_end.num_features}; use those of the front end")
+    if not width:
+        raise ValueError("num_features=None without a front end; give num_features, or the front end")
+    inputs = (Input(name=INPUT, layout=layout, width=width),)
     program, constants = lower_entry(
         module, inputs, output=OUTPUT, frames_per_step=frames_per_step, quantization=quantization
     )

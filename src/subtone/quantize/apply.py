@@ -66,7 +66,7 @@ def quantize_module(
     """
     method = _method_at_once(recipe)
     plain = without_own_parametrizations(module)
-    batches = [(example[None], torch.tensor([example.shape[-1]])) for example in examples]
+    batches = [(example[None], torch.tensor([example.shape[1]])) for example in examples]
     return method.freeze(_Hearing(plain), calibration=batches or None)
 
 
@@ -74,9 +74,17 @@ def without_own_parametrizations(module: nn.Module) -> nn.Module:
     """A copy of `module` in eval mode in which what torch's weight norm computes is a plain parameter."""
     plain = copy.deepcopy(module).eval()
     for part in list(plain.modules()):
-        for name, parts in list(getattr(part, "parametrizations", {}).items()):
-            if all(type(one).__module__ == "torch.nn.utils.parametrizations" for one in parts):
-                parametrize.remove_parametrizations(part, name)
+        own = [
+            name
+            for name, parts in getattr(part, "parametrizations", {}).items()
+            if all(type(one).__module__ == "torch.nn.utils.parametrizations" for one in parts)
+        ]
+        if own:
+            # The copy shares its class with the original, from which torch would take the parameter away.
+            shared = type(part)
+            part.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        for name in own:
+            parametrize.remove_parametrizations(part, name)
     return plain
 
 
