@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from subtone.export.graph import Graph, UnsupportedOperatorError, arguments_of, operands, refuse, sizes_of, source_of
+from subtone.export.graph import (
+    Graph,
+    UnsupportedOperatorError,
+    arguments_of,
+    operands,
+    refuse,
+    sizes_of,
+    source_of,
+)
 from subtone.export.views import ROWS, View
 from subtone.models.operators import UNLIMITED, sinusoid_table
 from subtone.program import Attention, Scale, Sinusoids
@@ -60,7 +68,14 @@ def score_products(graph: Graph) -> dict[Node, Node]:
 def lower_dot_product(graph: Graph, node: Node) -> None:
     """scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)."""
     options = arguments_of(
-        node, key=None, value=None, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+        node,
+        key=None,
+        value=None,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=None,
+        enable_gqa=False,
     )
     if options["enable_gqa"]:
         raise refuse(node, "shares keys between heads (enable_gqa)")
@@ -112,7 +127,9 @@ def _heads(graph: Graph, attention: Node, node: Node) -> View:
     sizes = node.meta["val"].shape
     if view.rows_axis == 2 and view.has_columns(1, 3) and len(sizes) == 4:
         return View(view.name, (int(sizes[1]), int(sizes[3])), HEADS_FIRST, view.num_rows)
-    raise refuse(attention, f"attends to {node.name}, which is not (B, heads, T, D) with the heads side by side")
+    raise refuse(
+        attention, f"attends to {node.name}, which is not (B, heads, T, D) with the heads side by side"
+    )
 
 
 # Masks that hide ----------------------------------------------------------------------------
@@ -168,7 +185,9 @@ class Relative:
 
 
 def _relative(graph: Graph, attention: Node, mask: Node, scale: float) -> Relative:
-    products = [node for node, owner in graph.owners.items() if owner is attention and node.target in PRODUCTS]
+    products = [
+        node for node, owner in graph.owners.items() if owner is attention and node.target in PRODUCTS
+    ]
     if len(products) != 1 or not graph.sizes.is_free:
         raise refuse(attention, "adds to its scores what is not relative attention")
     (product,) = products
@@ -177,19 +196,25 @@ def _relative(graph: Graph, attention: Node, mask: Node, scale: float) -> Relati
         frames = graph.sizes.shape(attention, rows)[2]
         shape = graph.sizes.shape(product, rows)
         if shape[-2:] != (frames, 2 * frames - 1):
-            raise refuse(attention, f"has {shape[-1]} relative positions for {frames} rows, not {2 * frames - 1}")
+            raise refuse(attention, "adds to its scores what is not relative attention")
         scores = torch.arange(1.0, math.prod(shape) + 1).reshape(shape)  # below 2**24: exact, all different
         distance = torch.arange(frames)[:, None] - torch.arange(frames)
         own = scores.gather(-1, (frames - 1 - distance).expand(*shape[:-1], frames))
         added = _added(graph, mask, rows, product, scores)
-        if added is None or added.shape != own.shape or not torch.allclose(added, own * scale, rtol=1e-6, atol=0):
+        if (
+            added is None
+            or added.shape != own.shape
+            or not torch.allclose(added, own * scale, rtol=1e-6, atol=0)
+        ):
             raise refuse(attention, "adds to its scores what is not relative attention")
     query, bias = _with_bias(graph, operands(product)[0])
     positions = graph.view(operands(product)[1])
     if positions.rows_axis != len(positions.axes) - 1 or not positions.has_columns(
         *range(len(positions.axes) - 1)
     ):
-        raise refuse(attention, "has relative positions that are not (B, heads, D, R), the heads side by side")
+        raise refuse(
+            attention, "has relative positions that are not (B, heads, D, R), the heads side by side"
+        )
     return Relative(query, bias, positions)
 
 
@@ -243,8 +268,12 @@ def table_view(graph: Graph, node: Node) -> View:
         table = graph.sizes.value(node, rows).reshape(-1, columns)
         frames = lengths[rows] = (len(table) + 1) // 2
         bound = 8 * torch.finfo(torch.float32).eps * frames
-        if len(table) % 2 == 0 or columns % 2 or not torch.allclose(
-            table, sinusoid_table(range(frames - 1, -frames, -1), columns), rtol=0, atol=bound
+        if (
+            len(table) % 2 == 0
+            or columns % 2
+            or not torch.allclose(
+                table, sinusoid_table(range(frames - 1, -frames, -1), columns), rtol=0, atol=bound
+            )
         ):
             raise UnsupportedOperatorError(
                 f"{source_of(node)} makes a table of positions that are not sinusoids of distances "

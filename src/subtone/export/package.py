@@ -65,7 +65,9 @@ def package_module(
     """
     width = 1 if layout == SAMPLES else num_features or (front_end.num_features if front_end else 0)
     if front_end is not None and front_end.num_features != width:
-        raise ValueError(f"num_features={width}, but the front end gives {front_end.num_features}; use those of the front end")
+        raise ValueError(
+            f"num_features={width}, but the front end gives {front_end.num_features}; use those of the front end"
+        )
     if not width:
         raise ValueError("num_features=None without a front end; give num_features, or the front end")
     inputs = (Input(name=INPUT, layout=layout, width=width),)

@@ -45,9 +45,7 @@ def quantize_checkpoint(
     )
 
 
-def quantize_module(
-    module: nn.Module, recipe: Recipe, *, examples: Iterable[Tensor] = ()
-) -> Quantization:
+def quantize_module(module: nn.Module, recipe: Recipe, *, examples: Iterable[Tensor] = ()) -> Quantization:
     """The weights of any torch `module` as `recipe` wants them, at once; the module is left as it is.
 
     Weights are those of Linear, Conv1d, Conv2d, Embedding, LSTM and MultiheadAttention modules, under their

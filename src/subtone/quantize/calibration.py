@@ -185,9 +185,7 @@ def _watch(layer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], N
     return lambda: delattr(layer, "_conv_forward")
 
 
-def _record(
-    statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, features: Tensor
-) -> None:
+def _record(statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, features: Tensor) -> None:
     features = features.detach().movedim(channel_axis, -1)
     for statistic in statistics:
         statistic.add(features, layer)
