@@ -175,13 +175,14 @@ def _watch(layer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], N
     """
     if _has_own_forward(layer):
         return layer.register_forward_pre_hook(lambda _, arguments: record(arguments[0])).remove
-    convolve = layer._conv_forward
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    convolve: Callable[..., Tensor] = layer._conv_forward
 
     def recording(features: Tensor, *others: Any) -> Tensor:
         record(features)
         return convolve(features, *others)
 
-    layer._conv_forward = recording  # type: ignore[assignment]
+    layer._conv_forward = recording  # type: ignore[method-assign, assignment]
     return lambda: delattr(layer, "_conv_forward")
 
 
