@@ -169,6 +169,11 @@ def of_values(features: Tensor) -> Tensor:
     return (features.sum(-1) > 0)[:, None, None]
 
 
+def fixed(features: Tensor) -> Tensor:
+    """A mask made outside torch, which so learns the number of frames."""
+    return torch.from_numpy(np.tri(features.shape[1], dtype=bool))
+
+
 REFUSED = {
     "of chunks": (Attends(lambda x: distances(x) % 4 == 0), "the model hides rows by something other"),
     "of penalties": (
@@ -230,6 +235,43 @@ class AcrossColumns(Attends):
         return functional.scaled_dot_product_attention(columns, columns, columns)[:, 0].transpose(1, 2)
 
 
+class WiderValues(Attends):
+    """Heads of 4 columns that look, of 8 that are seen."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        query, value = self.heads(self.query(features)), self.value(features)
+        value = torch.cat((value, value), dim=-1).view(1, -1, HEADS, WIDTH).transpose(1, 2)
+        return functional.scaled_dot_product_attention(query, query, value).transpose(1, 2).flatten(2)
+
+
+class HeadsInTurn(Relative):
+    """Relative positions whose columns go to the heads in turn, as those of nothing else here."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        frames = features.shape[1]
+        table = interleaved(torch.arange(frames - 1, -frames, -1)[:, None] * rates())
+        query = self.heads(self.query(features))
+        positions = self.positions(table).view(1, -1, WIDTH // HEADS, HEADS).permute(0, 3, 2, 1)
+        mask = gathered(query @ positions) * 0.5
+        return (
+            functional.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+
+class LongerTable(Relative):
+    """Distances between one row more than there are."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        frames = features.shape[1] + 1
+        table = interleaved(torch.arange(frames - 1, -frames, -1)[:, None] * rates())
+        by_position = self.heads(self.query(features)) @ self.heads(self.positions(table[None])).transpose(
+            2, 3
+        )
+        return by_position.sum(-1).transpose(1, 2)
+
+
 class ByHand(Attends):
     """Softmax attention without torch's function for it."""
 
@@ -243,6 +285,10 @@ class ByHand(Attends):
         (TwoQueries(gathered), "looks for positions with another query than for contents"),
         (SharedKeys(), r"shares keys between heads \(enable_gqa\)"),
         (AcrossColumns(), r"attends to .*, which is not \(B, heads, T, D\)"),
+        (WiderValues(), r"has heads of \(2, 4\), \(2, 4\) and \(2, 8\) columns"),
+        (HeadsInTurn(gathered), r"has relative positions that are not \(B, heads, D, R\)"),
+        (LongerTable(gathered), "makes positions of rows that nothing else has"),
+        (Attends(fixed), "has a mask, and a number of frames that torch fixed"),
         (nn.Sequential(ByHand()), "operator aten.matmul.default of 0 cannot be packed"),
     ],
 )

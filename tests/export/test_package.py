@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.models.conformer_variants import STACKED, randomize
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from subtone.export.package import package_module
+from subtone.models.conformer import ConformerCtc
+from subtone.models.conformer_config import ConformerCtcConfig
 from subtone.qtensor import QTensor
+from subtone.quantize import decoded_twin
 from subtone.quantize.apply import quantize_module, without_own_parametrizations
 from subtone.quantize.rules import Recipe, Rule
 from subtone.runtime.engine import NumpyEngine
@@ -99,6 +104,21 @@ def test_the_module_is_left_as_it_is() -> None:
     assert "weight" in network.conv.parametrizations
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_projected_positions_of_a_streaming_conformer_stay_in_few_bits() -> None:
+    """Their table is a constant, and their product with it could be too: in 32 bits."""
+    torch.manual_seed(0)
+    network = ConformerCtc(ConformerCtcConfig(encoder=STACKED, num_outputs=3)).eval()
+    randomize(network)
+    quantization = quantize_module(network, FOUR_BITS)
+    model = packed(network, quantization=dataclasses.replace(quantization, activation_bits={}))
+    assert isinstance(model.constants["encoder.blocks.1.attention.position.weight"], QTensor)
+    twin, features = decoded_twin(network, quantization), torch.randn(1, 6, 40)
+    with torch.inference_mode():
+        theirs = twin(features)[0][0].numpy()
+    ours = NumpyEngine(model.program, model.constants).run(features[0].T.contiguous().numpy())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=100 * EPSILON * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("recipe_name", ["ptq-w4-compensated", "ptq-w4-correct"])

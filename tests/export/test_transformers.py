@@ -204,7 +204,7 @@ def test_a_packed_model_of_transformers_equals_torch_with_the_stored_weights(
         heard(NumpyEngine(program, packed.constants), features) for program in (in_float, packed.program)
     )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=BOUND * largest)
-    # Activations of 8 bits move the logits; measured by 1.5 % and 2 % of the largest here.
+    # Activations of 8 bits move the logits: by 2.9 % of the largest (4-bit weights: 9.8 %) and 1.1 % here.
     assert BOUND * largest < np.abs(rounded - theirs).max() < 0.05 * largest
     if bits == 4:
         assert np.abs(rounded - theirs).max() < np.abs(theirs - original).max()
@@ -214,5 +214,6 @@ def test_a_file_made_by_the_readmes_lines_hears(files: dict[str, tuple[Path, Qua
     session = subtone.Session.load(files["parakeet"][0], engine="numpy")
     sound = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 10
     text = session.recognizer.hear(sound)
+    assert text
     assert set(text) <= set(TOKENIZER.labels)
     assert session.model.provenance["checkpoint"] == "parakeet"

@@ -244,10 +244,7 @@ def _bias_fields(graph: Graph, attention: Node, key: View, **biases: Node | None
             continue
         name = f"{graph.prefix}{source_of(attention)}.{role}_bias"
         shape = (1, key.factors[0], 1, key.factors[1])
-        try:
-            vector = torch.broadcast_to(graph.tensors[node], shape)
-        except RuntimeError:
-            raise refuse(attention, f"has a {role} bias that differs from row to row") from None
+        vector = torch.broadcast_to(graph.tensors[node], shape)
         graph.constants[name] = vector.detach().float().reshape(-1).numpy()
         fields[f"{role}_bias"] = name
     return fields
@@ -260,8 +257,6 @@ def table_view(graph: Graph, node: Node) -> View:
     computes its angles in float32 has them wrong by a few roundings of the longest distance, so much may differ.
     """
     shape = node.meta["val"].shape
-    if not (graph.sizes.is_free and len(shape) >= 2 and isinstance(shape[-1], int)):
-        raise UnsupportedOperatorError(f"{source_of(node)} makes a table of its own; it cannot be packed")
     columns, lengths = shape[-1], {}
     for least in (2 * MIDDLE - 1, 2 * LONG - 1):
         rows = graph.sizes.rows_for(node, -2, least)

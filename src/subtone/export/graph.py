@@ -117,7 +117,7 @@ class Graph:
 
     def _lower_call(self, node: Node, lowerings: Mapping[Any, Callable[[Graph, Node], None]]) -> None:
         is_lowered = any(source in self.views or source in self.parts for source in node.all_input_nodes)
-        if not is_lowered and not self._is_product_of_sizes(node):
+        if not is_lowered and not self._is_product_of_table(node):
             self._evaluate(node)
             return
         lowering = lowerings.get(node.target)
@@ -137,9 +137,14 @@ class Graph:
             if is_parametrized:  # known by the path that it has once the parametrization is removed
                 self.paths[node] = f"{self.prefix}{module}.{rest.split('.')[0]}"
 
-    def _is_product_of_sizes(self, node: Node) -> bool:
-        """Whether `node` multiplies a table, such as one of positions, that has as many rows as the utterance says."""
-        return node.target is torch.ops.aten.linear.default and node.all_input_nodes[0] not in self.tensors
+    def _is_product_of_table(self, node: Node) -> bool:
+        """Whether `node` multiplies a table, such as one of positions, and cannot be computed now: the table has as
+        many rows as the utterance says, or the weight is to stay in few bits."""
+        if node.target is not torch.ops.aten.linear.default:
+            return False
+        table, weight = node.all_input_nodes[:2]
+        quantized = self.quantization.weights if self.quantization else {}
+        return table not in self.tensors or self.paths.get(weight) in quantized
 
     # What a lowering needs -----------------------------------------------------------------
 
