@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from subtone.export.sizes import Sizes, is_size
 from subtone.export.views import ROWS, View
 from subtone.models.checkpoints import Quantization
 from subtone.program import Clip, Constant, Conv1d, Op
 
-LABELS, FEATURES, FRAMES = "labels", "features", "frames"
-"""What an entry point reads: labels (B, U), features (B, F, T), or frames (B, T, D)."""
-LINEAR = torch.ops.aten.linear.default
+LABELS, FEATURES, FRAMES, SAMPLES = "labels", "features", "frames", "samples"
+"""What an entry point reads: labels (B, U), features (B, F, T), frames (B, T, D), or samples (B, S) of sound."""
+LAYOUTS = (LABELS, FEATURES, FRAMES, SAMPLES)
 
 
 class UnsupportedOperatorError(ValueError):
@@ -28,21 +29,30 @@ class UnsupportedOperatorError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input of an entry point: its name in the program, its layout (one of the three above) and its width."""
+    """One input of an entry point: its name in the program, its layout (one of those above) and its width."""
 
     name: str
     layout: str
     width: int
 
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r} is not known; use one of {', '.join(LAYOUTS)}")
+        if self.width != 1 and self.layout in (LABELS, SAMPLES):
+            raise ValueError(f"width={self.width} of {self.layout}; use 1, for they have no columns")
+
     def example(self, rows: int) -> Tensor:
         if self.layout == LABELS:
             return torch.zeros(1, rows, dtype=torch.int64)
+        if self.layout == SAMPLES:
+            return torch.zeros(1, rows)
         return torch.zeros((1, self.width, rows) if self.layout == FEATURES else (1, rows, self.width))
 
     def view(self, rows: int) -> View:
         columns = () if self.width == 1 else (0,)
         axes = {
             LABELS: ((), (ROWS,)),
+            SAMPLES: ((), (ROWS,)),
             FEATURES: ((), columns, (ROWS,)),
             FRAMES: ((), (ROWS,), columns),
         }[self.layout]
@@ -55,6 +65,9 @@ class Graph:
     * `views`: torch's nodes -> how they lie on a value of ours.
     * `parts`: nodes that give several results -> a view of each, None for one that we do not have.
     * `tensors`: nodes that no input reaches -> their tensor.
+    * `sizes`: the values of nodes that depend on sizes alone, at any size.
+    * `owners`: nodes that are lowered together with the attention whose mask they make -> that attention.
+    * `contexts`: masks of sizes -> the rows that they let a row see before and behind it.
 
     Constants go by their paths in `whole`, of which `network` may be a part; `prefix` stands in front of the
     names of those that are none of its parameters.
@@ -86,6 +99,8 @@ class Graph:
         paths |= signature.inputs_to_lifted_tensor_constants
         self.tensors: dict[Node, Tensor] = {}
         self.paths: dict[Node, str] = {}
+        self.owners: dict[Node, Node] = {}
+        self.contexts: dict[Node, tuple[int, int]] = {}
         given = iter(inputs)
         for node in self.nodes:
             if node.op == "placeholder" and node.name in paths:
@@ -94,18 +109,19 @@ class Graph:
                 self.paths[node] = names.get(path, prefix + path)
             elif node.op == "placeholder" and (entry := next(given, None)) is not None:
                 self.views[node] = entry.view(rows)
+        self.sizes = Sizes(self.nodes, tuple(self.views), self.tensors)
 
     def lower(self, lowerings: Mapping[Any, Callable[[Graph, Node], None]]) -> None:
         """All nodes to ops; UnsupportedOperatorError names an operator that no lowering knows, and its module."""
         for node in self.nodes:
             if node.op == "output":
                 self.output = self.view(node.args[0][0] if isinstance(node.args[0], tuple) else node.args[0])
-            elif node.op == "call_function" and not _is_size(node):
+            elif node.op == "call_function" and not is_size(node) and node not in self.owners:
                 self._lower_call(node, lowerings)
 
     def _lower_call(self, node: Node, lowerings: Mapping[Any, Callable[[Graph, Node], None]]) -> None:
-        is_reached = any(source in self.views or source in self.parts for source in node.all_input_nodes)
-        if not is_reached and node.target is not LINEAR:  # a weight's product with a table stays a product
+        is_lowered = any(source in self.views or source in self.parts for source in node.all_input_nodes)
+        if not is_lowered and not self._is_product_of_table(node):
             self._evaluate(node)
             return
         lowering = lowerings.get(node.target)
@@ -121,6 +137,18 @@ class Graph:
         result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
         if isinstance(result, Tensor):
             self.tensors[node] = result
+            module, is_parametrized, rest = source_of(node).partition(".parametrizations.")
+            if is_parametrized:  # known by the path that it has once the parametrization is removed
+                self.paths[node] = f"{self.prefix}{module}.{rest.split('.')[0]}"
+
+    def _is_product_of_table(self, node: Node) -> bool:
+        """Whether `node` multiplies a table, such as one of positions, and cannot be computed now: the table has as
+        many rows as the utterance says, or the weight is to stay in few bits."""
+        if node.target is not torch.ops.aten.linear.default:
+            return False
+        table, weight = node.all_input_nodes[:2]
+        quantized = self.quantization.weights if self.quantization else {}
+        return table not in self.tensors or self.paths.get(weight) in quantized
 
     # What a lowering needs -----------------------------------------------------------------
 
@@ -231,6 +259,10 @@ def source_of(node: Node) -> str:
     return stack[-1][0] if stack and stack[-1][0] else "the model"
 
 
+def refuse(node: Node, what: str) -> UnsupportedOperatorError:
+    return UnsupportedOperatorError(f"{source_of(node)} {what}; it cannot be packed")
+
+
 def sizes_of(node: Node) -> tuple[int, ...]:
     """The shape of `node` in the example that was traced."""
     return tuple(size if isinstance(size, int) else size.node.hint for size in node.meta["val"].shape)
@@ -245,11 +277,6 @@ def arguments_of(node: Node, **defaults: Any) -> dict[str, Any]:
     """The node's arguments by name, after its first."""
     given = dict(zip(defaults, node.args[1:], strict=False))
     return {**defaults, **given, **{name: value for name, value in node.kwargs.items() if name in defaults}}
-
-
-def _is_size(node: Node) -> bool:
-    """Whether `node` is a number: a size, or what was computed of sizes."""
-    return not isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
 def _paths_in(whole: nn.Module, part: nn.Module) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from subtone.export.attention import score_products
 from subtone.export.graph import FEATURES, Graph, Input, UnsupportedOperatorError
 from subtone.export.lowerings import LOWERINGS
 from subtone.export.passes import fold_affine, fuse_relu, rename_values
@@ -22,6 +23,8 @@ from subtone.program import Constant, Op, Program, constants_of, inputs_of
 
 EXAMPLE_ROWS = (64, 96)
 """Of the traced examples. Where an operator fixes the number of rows, two must give the same program."""
+STEPS_OF_EXAMPLE = 16
+"""Rows of logits that a traced example gives at least, nearly: a network of raw sound needs thousands of samples."""
 INPUT, OUTPUT = "features", "logits"
 
 
@@ -77,13 +80,15 @@ def lower_entry(
         raise ValueError("the network is in training mode; call eval() before it is exported")
     _check_parametrizations(network)
     programs = []
-    for rows in EXAMPLE_ROWS:
+    for example_rows in EXAMPLE_ROWS:
+        rows = max(example_rows, example_rows * STEPS_OF_EXAMPLE * frames_per_step // EXAMPLE_ROWS[0])
         exported, is_fixed = _export(network, inputs, rows)
         graph = Graph(
             exported, network, inputs, quantization, rows=rows, whole=whole or network, prefix=prefix
         )
+        graph.owners |= score_products(graph)
         graph.lower(LOWERINGS)
-        programs.append(_assemble(graph, inputs, output, frames_per_step))
+        programs.append(_assemble(graph, inputs, output, frames_per_step, rows))
         if not is_fixed:
             break
     if programs[0][0] != programs[-1][0]:
@@ -95,7 +100,7 @@ def lower_entry(
 
 
 def _assemble(
-    graph: Graph, inputs: tuple[Input, ...], output: str, frames_per_step: int
+    graph: Graph, inputs: tuple[Input, ...], output: str, frames_per_step: int, rows: int
 ) -> tuple[Program, dict[str, Constant]]:
     result = graph.output
     assert result is not None
@@ -116,7 +121,7 @@ def _assemble(
         ops=tuple(ops),
         others=tuple((entry.name, entry.width) for entry in inputs[1:]),
     )
-    program.shapes(EXAMPLE_ROWS[0], constants)
+    program.shapes(rows, constants)
     return program, constants
 
 

@@ -1,16 +1,20 @@
-"""A checkpoint as a packed model: its programs and all that stands before and behind them."""
+"""A checkpoint, or anybody's module, as a packed model: its programs and all that stands before and behind them."""
 
 from __future__ import annotations
 
 import importlib.metadata
 
-from subtone.export.graph import FEATURES, FRAMES, LABELS, Input
-from subtone.export.lower import check_all_used, lower, lower_entry
+from torch import nn
+
+from subtone.export.graph import FEATURES, FRAMES, LABELS, SAMPLES, Input
+from subtone.export.lower import INPUT, OUTPUT, check_all_used, lower, lower_entry
 from subtone.models import TransducerNetwork, is_transducer
 from subtone.models.cascaded import Cascaded
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.pack import PackedModel
 from subtone.program import Constant, Program
+from subtone.speech.front_end import MelFrontEnd
+from subtone.speech.text import Tokenizer
 
 ENCODER = "encoder"
 """The entry point of a transducer that hears the features; the others are its parts."""
@@ -36,11 +40,7 @@ def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
         front_end=checkpoint.front_end.to_json(),
         tokenizer=checkpoint.tokenizer.to_json(),
         recipe=dict(quantization.recipe) if quantization else {},
-        provenance={
-            "subtone": importlib.metadata.version("subtone"),
-            "checkpoint": name,
-            "parameters": sum(value.numel() for value in network.parameters()),
-        },
+        provenance=_provenance(network, name),
     )
 
 
@@ -77,3 +77,61 @@ def _inputs_of(name: str, network: TransducerNetwork) -> tuple[Input, ...]:
     if part == "predictor":
         return (Input(name="labels", layout=LABELS, width=1),)
     return tuple(Input(name=each, layout=FRAMES, width=joint) for each in ("frames", "rows"))
+
+
+def package_module(
+    module: nn.Module,
+    *,
+    layout: str,
+    frames_per_step: int,
+    tokenizer: Tokenizer,
+    front_end: MelFrontEnd | None = None,
+    num_features: int | None = None,
+    quantization: Quantization | None = None,
+    name: str,
+) -> PackedModel:
+    """What `write_packed` writes of a torch `module` that computes logits of a CTC model, whoever wrote it.
+
+    Args:
+        module: in eval mode. Its first argument is the utterance, the others have defaults; its result is
+            (B, T', V) or begins with that, as the output of a Hugging Face model for CTC does.
+        layout: of that argument: "features" (B, F, T), "frames" (B, T, F), or "samples" (B, S) of raw sound.
+        frames_per_step: input rows from one row of logits to the next; 320 samples in wav2vec 2.0.
+        front_end: makes the features, `num_features` of them. None where the module hears raw sound, or
+            features of another kind: the file then runs in an engine, not in a `Session`.
+        quantization: what `quantize_module` found; without it every weight is a float.
+        name: says where the module came from.
+
+    Raises:
+        UnsupportedOperatorError: the module computes what no program can; the message names the operator and
+            the module inside that it came from.
+        ValueError: a layout that is none of these; a front end that gives another number of features.
+    """
+    width = 1 if layout == SAMPLES else num_features or (front_end.num_features if front_end else 0)
+    if front_end is not None and front_end.num_features != width:
+        raise ValueError(
+            f"num_features={width}, but the front end gives {front_end.num_features}; use those of the front end"
+        )
+    if not width:
+        raise ValueError("num_features=None without a front end; give num_features, or the front end")
+    inputs = (Input(name=INPUT, layout=layout, width=width),)
+    program, constants = lower_entry(
+        module, inputs, output=OUTPUT, frames_per_step=frames_per_step, quantization=quantization
+    )
+    check_all_used(quantization, set(program.constants_read))
+    return PackedModel(
+        program=program,
+        constants=constants,
+        front_end=front_end.to_json() if front_end else {},
+        tokenizer=tokenizer.to_json(),
+        recipe=dict(quantization.recipe) if quantization else {},
+        provenance=_provenance(module, name),
+    )
+
+
+def _provenance(network: nn.Module, name: str) -> dict:
+    return {
+        "subtone": importlib.metadata.version("subtone"),
+        "checkpoint": name,
+        "parameters": sum(value.numel() for value in network.parameters()),
+    }

@@ -14,6 +14,15 @@ ROWS = -1
 """The atom that stands for the rows; others are positions in a view's `factors`."""
 
 
+BATCH_CHANNELS_ROWS: tuple[tuple[int, ...], ...] = ((), (0,), (ROWS,))
+BATCH_ROWS_CHANNELS: tuple[tuple[int, ...], ...] = ((), (ROWS,), (0,))
+
+
+def atoms_of(factor: int, size: int) -> tuple[int, ...]:
+    """An axis that holds `factor`: one of size 1 holds nothing."""
+    return (factor,) if size > 1 else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """The value `name` (rows, width) as a tensor.

@@ -1,16 +1,19 @@
-"""A recipe applied to a whole checkpoint."""
+"""A recipe applied to a whole network: a checkpoint of ours, or anybody's module."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from subtone.models.checkpoints import Checkpoint
+from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize import method_of
-from subtone.quantize.method import Batch, TrainingMethod, decoded_twin
+from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.rules import Recipe
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
@@ -34,6 +37,69 @@ def quantize_checkpoint(
         progress: called with (done, total) after each of them.
     """
     checkpoint.require_float()
+    method = _method_at_once(recipe)
+    calibration = _features(utterances, checkpoint.front_end, progress) if utterances else None
+    quantization = method.freeze(checkpoint.network, calibration=calibration)
+    return dataclasses.replace(
+        checkpoint, network=decoded_twin(checkpoint.network, quantization), quantization=quantization
+    )
+
+
+def quantize_module(module: nn.Module, recipe: Recipe, *, examples: Iterable[Tensor] = ()) -> Quantization:
+    """The weights of any torch `module` as `recipe` wants them, at once; the module is left as it is.
+
+    Weights are those of Linear, Conv1d, Conv2d, Embedding, LSTM and MultiheadAttention modules, under their
+    parameters' paths; one behind torch's weight norm is quantized as the product that it is. Everything
+    else stays float.
+
+    Args:
+        examples: inputs as `module` takes them, one utterance each (1, ...), time along any axis: a
+            recipe with bias correction or compensated rounding listens to them.
+
+    >>> from subtone.quantize.rules import Recipe, Rule
+    >>> recipe = Recipe(name="w4", method="linear", rules=[Rule(bits=4, grid="symmetric", granularity="channel")])
+    >>> stored = quantize_module(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), recipe).weights["0.weight"]
+    >>> stored.bits, stored.shape
+    (4, (4, 8))
+    """
+    method = _method_at_once(recipe)
+    plain = without_own_parametrizations(module)
+    batches = [(example[None], torch.tensor([example.shape[1]])) for example in examples]
+    return method.freeze(_Hearing(plain), calibration=batches or None)
+
+
+def without_own_parametrizations(module: nn.Module) -> nn.Module:
+    """A copy of `module` in eval mode in which what torch's weight norm computes is a plain parameter."""
+    plain = copy.deepcopy(module).eval()
+    for part in list(plain.modules()):
+        own = [
+            name
+            for name, parts in getattr(part, "parametrizations", {}).items()
+            if all(type(one).__module__ == "torch.nn.utils.parametrizations" for one in parts)
+        ]
+        if own:
+            # The copy shares its class with the original, from which torch would take the parameter away.
+            shared = type(part)
+            part.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        for name in own:
+            parametrize.remove_parametrizations(part, name)
+    return plain
+
+
+class _Hearing(nn.Module):
+    """A module under its own paths that takes a batch as methods give it: (1, ...) beside a length."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._modules, self._parameters = module._modules, module._parameters
+        self._call = module.forward
+
+    def forward(self, example: Tensor, lengths: Tensor) -> None:
+        self._call(example[0])
+
+
+def _method_at_once(recipe: Recipe) -> Method:
+    """The method of `recipe` without training; a UserWarning where it would take part in some."""
     if any(rule.settings.activation_clip for rule in recipe.rules):
         raise ValueError(
             f"recipe {recipe.name}: activation_clip='pact' is learned in training; give --train, or remove it"
@@ -43,13 +109,9 @@ def quantize_checkpoint(
         warnings.warn(
             f"recipe {recipe.name}: method {recipe.method!r} was not trained: weights are rounded at once; "
             "give --train, or train with subtone.train.Quantize",
-            stacklevel=2,
+            stacklevel=3,
         )
-    calibration = _features(utterances, checkpoint.front_end, progress) if utterances else None
-    quantization = method.freeze(checkpoint.network, calibration=calibration)
-    return dataclasses.replace(
-        checkpoint, network=decoded_twin(checkpoint.network, quantization), quantization=quantization
-    )
+    return method
 
 
 def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
     weights = quantizable_weights(model)
     layers = {path: layers_of(model, weights[path].parameter) for path in statistics}
     handles = [
-        module.register_forward_pre_hook(partial(_record, statistics[path], axis))
+        _watch(module, partial(_record, statistics[path], axis, module))
         for path, of in layers.items()
         for module, axis in of
     ]
@@ -134,7 +134,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
                     model(utterance[None, :, :length], torch.tensor([length], device=features.device))
     finally:
         for handle in handles:
-            handle.remove()
+            handle()
         for module, mode in training.items():
             module.training = mode
     seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
@@ -150,16 +150,43 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
 def layers_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, int]]:
     """Every layer whose input `parameter` multiplies, and the axis of its channels; several where it is tied.
 
-    Not LSTM, embeddings and attention, which multiply something else or something of their own.
+    Not LSTM, embeddings and attention, which multiply something else or something of their own, nor a
+    Linear whose class has a forward of its own.
     """
     holders = [(module, name) for module, name in holders_of(model, parameter) if name == "weight"]
     kinds = [(module, weight_kind(module, name)) for module, name in holders]
-    return [(module, CHANNEL_AXIS[kind]) for module, kind in kinds if kind in CHANNEL_AXIS]
+    return [
+        (module, CHANNEL_AXIS[kind])
+        for module, kind in kinds
+        if kind in CHANNEL_AXIS and (_has_own_forward(module) or isinstance(module, nn.Conv1d | nn.Conv2d))
+    ]
 
 
-def _record(
-    statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, arguments: tuple[Any, ...]
-) -> None:
-    features = arguments[0].detach().movedim(channel_axis, -1)
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether what the module is called with is what its weight multiplies, as in torch's own classes."""
+    return type(module).forward in (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+
+
+def _watch(layer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Have `record` called with what the weight of `layer` multiplies; the result ends that.
+
+    A convolution whose class has another forward (Parakeet's head takes (B, T, C) and transposes) is
+    watched where all of them arrive: at torch's `_conv_forward`.
+    """
+    if _has_own_forward(layer):
+        return layer.register_forward_pre_hook(lambda _, arguments: record(arguments[0])).remove
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    convolve: Callable[..., Tensor] = layer._conv_forward
+
+    def recording(features: Tensor, *others: Any) -> Tensor:
+        record(features)
+        return convolve(features, *others)
+
+    layer._conv_forward = recording  # type: ignore[method-assign, assignment]
+    return lambda: delattr(layer, "_conv_forward")
+
+
+def _record(statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, features: Tensor) -> None:
+    features = features.detach().movedim(channel_axis, -1)
     for statistic in statistics:
         statistic.add(features, layer)
