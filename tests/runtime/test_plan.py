@@ -69,11 +69,33 @@ def test_a_plan_goes_on_where_the_one_before_stopped(seed, num_draws, sizes):
         assert plan.base.tolist() == keep.tolist()
         assert (plan.base <= plan.first).all()
         assert (plan.first <= plan.end).all()
-        assert planner.state_size(plan.end) == (plan.end - plan.keep) @ planner.row_sizes
+        assert planner.needed(plan.end).tolist() == plan.keep.tolist()
         ends, keep = plan.end, plan.keep
     last = planner.plan(3, ends)
     assert last.keep.tolist() == last.end.tolist()  # nothing follows, nothing is kept
     assert last.end.tolist() == planner.plan(sum(sizes) + 3).end.tolist()
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    num_draws=st.integers(1, 8),
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+)
+def test_a_plan_of_a_long_stream_is_that_of_a_planner_which_never_heard_it(seed, num_draws, sizes):
+    """A stream repeats itself, and its planner knows; another, asked for the first time, has to count."""
+    planner = planner_of(seed, num_draws)
+    ends = planner.start()
+    for turn in range(60):
+        rows = sizes[turn % len(sizes)]
+        plan, counted = (
+            planner.plan(rows, ends, is_last=False),
+            planner_of(seed, num_draws).plan(rows, ends, is_last=False),
+        )
+        for field in ("base", "first", "end", "keep", "offsets"):
+            assert getattr(plan, field).tolist() == getattr(counted, field).tolist()
+        assert plan.arena_bytes == counted.arena_bytes
+        ends = plan.end
 
 
 @settings(deadline=None)

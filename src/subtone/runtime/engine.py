@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from subtone.program import Constants, Program, results_of
 from subtone.runtime import library as native
 from subtone.runtime.ops import DEFINITIONS
-from subtone.runtime.plan import Planner
+from subtone.runtime.plan import Plan, Planner
 from subtone.runtime.rows import Matrix, Rows
 from subtone.runtime.state import StreamState
 from subtone.runtime.tables import table_of, with_tables
@@ -67,14 +67,13 @@ class NumpyEngine:
         return start_of(self._planner)
 
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
-        check_state(state, self._planner)
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
         self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool
     ) -> tuple[Matrix, StreamState]:
         planner, constants = self._planner, self._constants
-        plan = planner.plan(len(inputs[0]), None if state is None else state.ends, is_last=is_last)
+        plan = plan_of(planner, state, len(inputs[0]), is_last=is_last)
         carried = _split(plan.first - plan.base, planner, None if state is None else state.rows)
         values: dict[str, Rows] = {}
         kept: dict[str, Matrix] = {}
@@ -123,15 +122,17 @@ def start_of(planner: Planner) -> StreamState:
     return StreamState(planner.start(), np.empty(0, np.float32))
 
 
-def check_state(state: StreamState, planner: Planner) -> None:
-    """ValueError unless a step of this program may go on from `state`."""
+def plan_of(planner: Planner, state: StreamState | None, rows: int, *, is_last: bool) -> Plan:
+    """The plan of a step from `state`, or of a whole run from None; ValueError unless a step may go on from it."""
+    if state is None:
+        return planner.plan(rows)
     if state.is_ended:
         raise ValueError("is_last=True ended this stream; begin another with start()")
-    size = planner.state_size(state.ends) if len(state.ends) == len(planner.index) else -1
-    if size != state.rows.size:
-        raise ValueError(
-            "the state is one of another program; use what start() or step() of this engine gave"
-        )
+    if len(state.ends) == len(planner.index):
+        plan = planner.plan(rows, state.ends, is_last=is_last)
+        if (plan.first - plan.base) @ planner.row_sizes == state.rows.size:
+            return plan
+    raise ValueError("the state is one of another program; use what start() or step() of this engine gave")
 
 
 def _split(counts: NDArray[np.int64], planner: Planner, rows: Matrix | None) -> dict[str, Matrix]:
@@ -210,7 +211,6 @@ class NativeEngine:
         return start_of(self._planner)
 
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
-        check_state(state, self._planner)
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
@@ -219,7 +219,7 @@ class NativeEngine:
         planner, position = self._planner, self._planner.index[self._ops.output]
         addresses = np.array([native.address_of(features) for features in inputs], np.uintp)
         with self._turn:
-            plan = planner.plan(len(inputs[0]), None if state is None else state.ends, is_last=is_last)
+            plan = plan_of(planner, state, len(inputs[0]), is_last=is_last)
             rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
             before = np.empty(0, np.float32) if state is None else state.rows
             after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), np.float32)

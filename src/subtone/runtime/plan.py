@@ -20,7 +20,17 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.program import Constants, Program, check_frames, inputs_of, results_of
+from subtone.program import (
+    Constants,
+    Conv1d,
+    Conv2d,
+    Op,
+    Program,
+    Stack,
+    check_frames,
+    inputs_of,
+    results_of,
+)
 
 ALIGNMENT_BYTES = 64
 """Offsets are multiples of one cache line, which is also one vector of AVX-512."""
@@ -54,6 +64,7 @@ class Planner:
 
     * `widths`: of every value (tables are none), in the order in which they are written, the inputs first.
     * `index`: position of every value in that order; `row_sizes`: its widths, as an array.
+    * `period`: input rows after which a stream that has begun repeats itself: all strides, multiplied.
     * `last_reads[op_index]`: values that nothing needs after that op, its own results included
       where nothing reads them.
     """
@@ -64,6 +75,7 @@ class Planner:
         self.widths = {name: width for name, width in widths.items() if name not in program.tables}
         self.index = {name: position for position, name in enumerate(self.widths)}
         self.row_sizes = np.array(list(self.widths.values()), np.int64)
+        self.period = math.prod(stride_of(op) for op in program.ops)
         self.last_reads = _last_reads(program)
         self._steps = [
             (
@@ -78,14 +90,12 @@ class Planner:
             for op in program.ops
         ]
         self._layouts: OrderedDict[bytes, tuple[NDArray[np.int64], int]] = OrderedDict()
+        self._steady: dict[tuple[int, int], Plan] = {}
+        self._a_period = np.empty(0, np.int64)
 
     def start(self) -> NDArray[np.int64]:
         """Ends of all values before the first row."""
         return np.zeros(len(self.index), np.int64)
-
-    def state_size(self, ends: NDArray[np.int64]) -> int:
-        """Numbers that the state of a stream holds once all values have `ends`."""
-        return int((ends - self._needed(ends)) @ self.row_sizes)
 
     def plan(self, rows: int, before: NDArray[np.int64] | None = None, *, is_last: bool = True) -> Plan:
         """The plan for `rows` new rows of every input, behind `before`, the `end` of the run before.
@@ -101,12 +111,42 @@ class Planner:
         """
         if rows < 0:
             raise ValueError(f"frames={rows} is below 0")
-        first = self.start() if before is None else before
-        end = self._ends(first, rows, is_last=is_last)
-        base = self._needed(first)
-        keep = end if is_last else self._needed(end)
-        offsets, arena_bytes = self._layout(end - base, first - base)
-        return Plan(base, first, end, keep, offsets, arena_bytes)
+        if before is None:
+            before = self.start()
+        if is_last:
+            return self._new_plan(rows, before, is_last=True)
+        first_row = int(before[0])
+        key = first_row % self.period, rows
+        steady = self._steady.get(key)
+        if steady is not None and first_row >= steady.first[0]:
+            check_frames(first_row + rows, self.program.input)
+            plan = _moved(steady, (first_row - int(steady.first[0])) // self.period, self._a_period)
+            if np.array_equal(plan.first, before):
+                return plan
+        plan = self._new_plan(rows, before, is_last=False)
+        if len(self._steady) < MAX_PLANS and self._is_steady(plan):
+            self._steady[key] = plan
+        return plan
+
+    def _new_plan(self, rows: int, before: NDArray[np.int64], *, is_last: bool) -> Plan:
+        end = self._ends(before, rows, is_last=is_last)
+        base = self.needed(before)
+        keep = end if is_last else self.needed(end)
+        offsets, arena_bytes = self._layout(end - base, before - base)
+        return Plan(base, before, end, keep, offsets, arena_bytes)
+
+    def _is_steady(self, plan: Plan) -> bool:
+        """Whether each later run of as many rows, whole periods on, is this one with all rows moved on.
+
+        An end is a floor of a line in the ends before it, and so is the first row needed, once no end is 0 and
+        nothing in front of row 0 is asked for: then a period, which every stride divides, moves all by
+        whole rows.
+        """
+        if self.program.obstacle or plan.first.min() < 1 or self._first_needed(plan.first).min() < 1:
+            return False
+        if not self._a_period.size:
+            self._a_period = self._ends(plan.first, self.period, is_last=False) - plan.first
+        return True
 
     def _ends(self, before: NDArray[np.int64], rows: int, *, is_last: bool) -> NDArray[np.int64]:
         ends = before.tolist()
@@ -120,8 +160,12 @@ class Planner:
                 ends[value] = end
         return np.array(ends, np.int64)
 
-    def _needed(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    def needed(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first row of every value that is needed once all have `ends`."""
+        return np.maximum(self._first_needed(ends), 0)
+
+    def _first_needed(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same, below 0 where rows in front of the first are asked for."""
         needed = ends.tolist()
         for op, reads, writes in self._steps:
             row = int(ends[writes[0]])
@@ -130,7 +174,7 @@ class Planner:
                 needed[value] = min(needed[value], firsts[field])
             for value in writes:
                 needed[value] = min(needed[value], row - op.memory)
-        return np.maximum(np.array(needed, np.int64), 0)
+        return np.array(needed, np.int64)
 
     def _layout(self, held: NDArray[np.int64], carried: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         """Offsets for `held` rows of every value, `carried` of which come from the state, and the arena's bytes."""
@@ -169,6 +213,21 @@ class Planner:
 
     def _writes(self) -> list[tuple[tuple[str, ...], frozenset[str]]]:
         return [(results_of(op), dead) for op, dead in zip(self.program.ops, self.last_reads, strict=True)]
+
+
+def stride_of(op: Op) -> int:
+    """Rows of its input from one row of its output to the next."""
+    if isinstance(op, Conv1d | Conv2d):
+        return op.stride
+    return op.count if isinstance(op, Stack) else 1
+
+
+def _moved(plan: Plan, count: int, rows: NDArray[np.int64]) -> Plan:
+    """`plan`, `count` times `rows` later."""
+    by = count * rows
+    return dataclasses.replace(
+        plan, base=plan.base + by, first=plan.first + by, end=plan.end + by, keep=plan.keep + by
+    )
 
 
 def _last_reads(program: Program) -> tuple[frozenset[str], ...]:
