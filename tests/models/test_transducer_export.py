@@ -7,6 +7,7 @@ import torch
 from tests.models.transducer_variants import CASCADED, FEATURES, TRANSDUCERS, random_features, random_network
 
 ALLOWED = {
+    "aten.cat.default",
     "aten.linear.default",
     "aten.conv1d.default",
     "aten.pad.default",

@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from subtone.models.lengths import check_lengths
 from subtone.models.strict_config import from_keys, require_whole, without_family
 from subtone.models.switched_lstm import switched_lstm
 
@@ -112,6 +113,7 @@ class BifocalEncoder(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows (B, T, D) and their valid lengths (B,), from features (B, F, T)."""
+        check_lengths(features, lengths)
         gate, rows = self.gates(features), features.transpose(1, 2)
         for layer in self.layers:
             rows = layer(rows, gate)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from subtone.models import operators
 from subtone.models.conformer_blocks import ConformerBlock
 from subtone.models.conformer_config import ConformerConfig, ConformerCtcConfig
+from subtone.models.lengths import check_lengths
 from subtone.models.operators import UNLIMITED
 from subtone.models.subsampling import Subsampling
 
@@ -71,6 +72,7 @@ class Conformer(nn.Module):
         Without `lengths` every frame is valid (and None comes back): one utterance, or export. Rows
         beyond a length are finite and mean nothing.
         """
+        check_lengths(features, lengths)
         rows, lengths = self.subsampling(features, lengths)
         if self.config.is_input_scaled:
             rows = rows * math.sqrt(self.config.width)

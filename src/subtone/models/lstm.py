@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from subtone.models import operators
+from subtone.models.lengths import check_lengths
 from subtone.models.strict_config import from_keys, require_whole, without_family
 
 FAMILY = "lstm"
@@ -116,6 +117,7 @@ class LstmEncoder(nn.Module):
         Without `lengths` every frame is valid (and None comes back): one utterance, or export. What
         lies behind an utterance's end changes no row before it, so nothing is masked.
         """
+        check_lengths(features, lengths)
         rows = features.transpose(1, 2)
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             if index == self.config.reduced_before:

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from subtone.models.lengths import check_lengths
+
 BATCH_NORM_EPSILON = 1e-3
 
 
@@ -203,6 +205,7 @@ class QuartzNet(nn.Module):
 
         Without `lengths` every frame is valid (and None comes back): one utterance, or export.
         """
+        check_lengths(features, lengths)
         sources = [features]
         for block in self.blocks:
             features, lengths = block(sources, lengths)

@@ -24,6 +24,8 @@ class PackedTransducer:
         return self._predictor.start()
 
     def predict(self, label: int, state: StreamState) -> tuple[Vector, StreamState]:
+        if not 0 <= label < self.num_labels:
+            raise ValueError(f"label={label} is outside the vocabulary; use 0 to {self.num_labels - 1}")
         rows, after = self._predictor.step(state, np.array([[label]], np.float32))
         return rows[0], after
 
