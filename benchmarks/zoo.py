@@ -16,6 +16,7 @@ goes to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import torch
 from zoo_models import FRONT_ENDS, Heard, checkpoint_of, decoder_agreement, greedy_labels, rows_agreement
 from zoo_peers import bound, int8_session, machine_bounds
 
+from subtone.export.lower import traces_kept
 from subtone.export.package import package
 from subtone.files import write_text
 from subtone.models import MODELS, is_transducer
@@ -122,7 +124,7 @@ def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
     with torch.inference_mode():
         rows = heard(given)[0].numpy()
     labels = greedy_labels(network, rows) if is_transducer(network) else []
-    with tempfile.TemporaryDirectory() as text:
+    with tempfile.TemporaryDirectory() as text, traces_kept():
         folder = Path(text)
         np.save(folder / "samples.npy", samples)
         packed, candidates = [], {}
@@ -172,7 +174,8 @@ def pack_one(checkpoint: Any, recipe: str | None, name: str, folder: Path) -> tu
     if recipe:
         model = quantize_checkpoint(checkpoint, Recipe.load(ROOT / "recipes" / f"{recipe}.toml"))
     times.append(time.perf_counter())
-    whole = package(model, name=name)
+    # The float network with what is stored in place of its weights: so it is traced once for all recipes.
+    whole = package(dataclasses.replace(checkpoint, quantization=model.quantization), name=name)
     times.append(time.perf_counter())
     write_packed(path, whole)
     times.append(time.perf_counter())
