@@ -133,12 +133,17 @@ def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
             one, path = pack_one(checkpoint, recipe, name, folder)
             session = Session.load(path, threads=1)
             model = one.pop("model")
+            with torch.inference_mode():
+                plain = Heard(model.network)(given)[0].numpy()
             twin = simulated(model).network
             with torch.inference_mode():
                 expected = Heard(twin)(given)[0].numpy()
             run = packed_run(session, twin)
             found = run(features)
-            one |= {"rows": rows_agreement(found, expected)}
+            one |= {
+                "rows": rows_agreement(found, expected),
+                "rows_float_activations": rows_agreement(found, plain),
+            }
             if labels:
                 one["joiner"] = decoder_agreement(session, twin, found, expected, labels)
             one["peak_mb"] = round(peak_mb(path, folder / "samples.npy"), 1)

@@ -181,6 +181,8 @@ def _traced(network: nn.Module, inputs: tuple[Input, ...], rows: int) -> Trace:
     with warnings.catch_warnings():
         # torch 2.13 copies its own pytrees through a check that it deprecated itself.
         warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+        # It also finds that an nn.LSTM lists its weights anew, which every one does.
+        warnings.filterwarnings("ignore", message="The tensor attribute.*_flat_weights", category=UserWarning)
         exported = torch.export.export(network, examples, dynamic_shapes=shapes)
         exported = exported.run_decompositions({})
     given = [
