@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from zoo_models import FRONT_ENDS, Heard, checkpoint_of, decoder_agreement, greedy_labels, rows_agreement
-from zoo_peers import bound, int8_session, machine_bounds
+from zoo_peers import int8_session, machine_bounds, work
 
 from subtone.export.lower import traces_kept
 from subtone.export.package import package
@@ -123,6 +123,8 @@ def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
     given = torch.from_numpy(features).T[None].contiguous()
     with torch.inference_mode():
         rows = heard(given)[0].numpy()
+        is_bifocal = hasattr(getattr(network, "encoder", None), "gates")
+        large_share = float((network.encoder.gates(given) > 0).float().mean()) if is_bifocal else 1.0
     labels = greedy_labels(network, rows) if is_transducer(network) else []
     with tempfile.TemporaryDirectory() as text, traces_kept():
         folder = Path(text)
@@ -147,7 +149,7 @@ def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
             if labels:
                 one["joiner"] = decoder_agreement(session, twin, found, expected, labels)
             one["peak_mb"] = round(peak_mb(path, folder / "samples.npy"), 1)
-            one["bound_s"] = bound(session, len(features), machine_bounds())
+            one["work"] = work(session, len(features), large_share=large_share)
             packed.append(one)
             if recipe:
                 candidates[recipe] = run
@@ -165,7 +167,7 @@ def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
         "model": name,
         "parameters": counts(name).parameters,
         "frames": len(features),
-        "macs": counts(name).macs_10_s,
+        "large_share": large_share,
         "packed": packed,
         "race": summary,
         "int8_says": int8_says,

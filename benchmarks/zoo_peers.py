@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -31,57 +30,55 @@ def int8_session(heard: nn.Module, features: np.ndarray, folder: Path) -> Any:
     return run
 
 
-@functools.cache
 def machine_bounds() -> dict[str, float]:
-    """What one thread can do: float products by torch's own matrix product, four times as many of int8 (a vector
-    holds four times the values), and bytes read from the cache that holds a layer."""
+    """The best that one thread did in 51 turns: float products by torch's own matrix product, four times as many of
+    int8 (a vector holds four times the values), and bytes read from the cache that holds a layer."""
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    weights = np.ones(CACHE_BYTES // 4, np.float32)
+    weights = torch.ones(CACHE_BYTES // 4)
     products, reads = [], []
-    for _ in range(21):
+    for _ in range(51):
         start = time.thread_time()
         left @ right
         middle = time.thread_time()
-        np.dot(weights, weights)
+        for _ in range(8):
+            weights.sum()
         products.append(middle - start)
-        reads.append(time.thread_time() - middle)
-    float_rate = 1024**3 / float(np.median(products))
+        reads.append((time.thread_time() - middle) / 8)
     return {
-        "float_products_per_s": float_rate,
-        "int8_products_per_s": 4 * float_rate,
-        "bytes_per_s": CACHE_BYTES / float(np.median(reads)),
+        "float_products_per_s": 1024**3 / min(products),
+        "int8_products_per_s": 4 * 1024**3 / min(products),
+        "bytes_per_s": CACHE_BYTES / min(reads),
     }
 
 
-def bound(session: Session, frames: int, rates: dict[str, float]) -> float:
-    """Seconds that the encoders' products and the reading of recurrent weights take at the machine's best."""
-    model, total = session.model, 0.0
+def work(session: Session, frames: int, *, large_share: float) -> dict[str, int]:
+    """What the encoders must do at least: products of floats and of int8, and bytes of recurrent weights that every
+    step reads anew. `large_share` of the frames meet the large cell of a Bifocal encoder."""
+    model, total = session.model, {"float_products": 0, "int8_products": 0, "recurrent_bytes": 0}
     rows = frames
     for program in (model.program, *(model.parts[name] for name in model.parts if name == "encoder2")):
         shapes = program.shapes(rows, model.constants)
         for op in program.ops:
             height, width = shapes[op.output]
-            if isinstance(op, Conv1d | Conv2d):
-                positions = height if isinstance(op, Conv1d) else height * width // len_of(model, op.weight)
-                rate = "int8" if getattr(op, "activation_bits", 0) else "float"
-                total += positions * size_of(model, op.weight) / rates[f"{rate}_products_per_s"]
+            kind = "int8" if getattr(op, "activation_bits", 0) else "float"
+            if isinstance(op, Conv1d):
+                total[f"{kind}_products"] += height * size_of(model, op.weight)
+            elif isinstance(op, Conv2d):
+                positions = height * width // model.constants[op.weight].shape[0]
+                total[f"{kind}_products"] += positions * size_of(model, op.weight)
             elif isinstance(op, Lstm | SwitchedLstm):
-                is_integer = bool(op.activation_bits)
-                num_bytes = height * size_of(model, op.weight) * (1 if is_integer else 4)
-                rate = rates[f"{'int8' if is_integer else 'float'}_products_per_s"]
-                total += max(num_bytes / rates["bytes_per_s"], height * size_of(model, op.weight) / rate)
+                weights = size_of(model, op.weight)
+                if isinstance(op, SwitchedLstm):
+                    small = size_of(model, op.small_weight)
+                    weights = round(large_share * weights + (1 - large_share) * small)
+                total["recurrent_bytes"] += height * weights * (1 if kind == "int8" else 4)
             elif isinstance(op, Attention):
-                both_limited = op.left >= 0 and op.right >= 0
-                seen = min(height, op.left + op.right + 1) if both_limited else height
-                products = (3 if op.positions else 2) * height * seen * width
-                total += products / rates["float_products_per_s"]
+                is_limited = op.left >= 0 and op.right >= 0
+                seen = min(height, op.left + op.right + 1) if is_limited else height
+                total["float_products"] += (3 if op.positions else 2) * height * seen * width
         rows = shapes[program.output][0]
     return total
 
 
 def size_of(model: Any, name: str) -> int:
     return int(np.prod(model.constants[name].shape))
-
-
-def len_of(model: Any, name: str) -> int:
-    return int(model.constants[name].shape[0])

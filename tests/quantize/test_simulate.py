@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from subtone.export.lower import lower_entry
 from subtone.export.graph import FEATURES, Input
+from subtone.export.lower import lower_entry
 from subtone.models.bifocal import BifocalConfig, BifocalEncoder
 from subtone.models.checkpoints import Quantization
 from subtone.models.lstm import LstmConfig, LstmEncoder
 from subtone.qtensor import QTensor
-from subtone.quantize.fake import fake_quantize_activations
 from subtone.quantize import Recipe, method_of
+from subtone.quantize.fake import fake_quantize_activations
 from subtone.quantize.method import decoded_twin
 from subtone.quantize.simulate import simulate
 from subtone.runtime.engine import NumpyEngine
@@ -101,9 +101,9 @@ def test_recurrences_are_heard_as_their_packed_form(encoder, activation_bits: in
     torch.manual_seed(1)
     model = RowsOnly(encoder()).eval()
     rule = {"bits": 4, "activations": "dynamic", "activation_bits": activation_bits}
-    quantization = method_of(
-        Recipe.from_dict({"name": "few", "method": "linear", "rules": [rule]})
-    ).freeze(model)
+    quantization = method_of(Recipe.from_dict({"name": "few", "method": "linear", "rules": [rule]})).freeze(
+        model
+    )
     inputs = (Input(name="features", layout=FEATURES, width=6),)
     program, constants = lower_entry(
         model, inputs, output="rows", frames_per_step=1, quantization=quantization
