@@ -116,7 +116,8 @@ def pack(name: str, samples: np.ndarray, folder: Path) -> Path:
 def hear(path: Path, samples: Path) -> dict[str, Any]:
     """A row for each minute."""
     session = Session.load(path, threads=1)
-    assert session.recognizer.can_stream and "torch" not in sys.modules
+    assert session.recognizer.can_stream
+    assert "torch" not in sys.modules
     sound = np.load(samples, mmap_mode="r")
     listener = session.recognizer.listen()
     minutes: list[dict[str, Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -49,21 +48,14 @@ def _simulate_recurrences(network: nn.Module, activation_bits: Mapping[str, int]
     for module in network.modules():
         if isinstance(module, SwitchedLayer):
             rounding = _switched_rounding(module, bits_of)
-            module.forward = functools.partial(type(module).forward, module, rounding=rounding)
+            own = type(module).forward
+            handles.append(_Replaced(module, functools.partial(own, module, rounding=rounding)))
         elif isinstance(module, nn.LSTM):
-            products = {
-                name: _product(bits)
-                for name, value in module.named_parameters()
-                if (bits := bits_of.get(id(value)))
-            }
-            if not products:
-                continue
-            module.forward = types.MethodType(
-                QuantizedLstm(products=products, is_integer=False).forward, module
-            )
-        else:
-            continue
-        handles.append(_Restored(module))
+            named = module.named_parameters()
+            products = {name: _product(bits) for name, value in named if (bits := bits_of.get(id(value)))}
+            forward = QuantizedLstm(products=products, is_integer=False).forward
+            if products:
+                handles.append(_Replaced(module, functools.partial(forward, module)))
     return handles
 
 
@@ -73,7 +65,7 @@ def _product(bits: int) -> Product:
 
 
 def _switched_rounding(layer: SwitchedLayer, bits_of: Mapping[int, int]) -> dict[str, Callable[..., Tensor]]:
-    rounding = {}
+    rounding: dict[str, Callable[..., Tensor]] = {}
     for cell, prefix in ((layer.large, ""), (layer.small, "small_")):
         for name, function in (("ih", fake_quantize_activations), ("hh", fake_quantize_hidden)):
             if bits := bits_of.get(id(cell.get_parameter(f"weight_{name}_l0"))):
@@ -81,14 +73,15 @@ def _switched_rounding(layer: SwitchedLayer, bits_of: Mapping[int, int]) -> dict
     return rounding
 
 
-class _Restored:
-    """A module whose forward pass is its own again once this is removed."""
+class _Replaced:
+    """Another forward pass of `module`, until it is removed."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         self._module = module
+        vars(module)["forward"] = forward
 
     def remove(self) -> None:
-        vars(self._module).pop("forward", None)
+        del vars(self._module)["forward"]
 
 
 def simulated(checkpoint: Checkpoint) -> Checkpoint:
