@@ -22,6 +22,9 @@ IN_README = (
 )  # fmt: skip
 CONTROL = "tuned-float"
 OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
+OF_ZOO = ("float", "ptq-w8", "ptq-w5", "ptq-w4", "ptq-w2")
+MIXED = {"ptq-m2-8-5": "M-II, 8/5", "ptq-bifocal-1-5": "1/5"}
+PEERS = ("PyTorch float", "ONNX Runtime int8")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
     "quartznet_tuned": "words after training",
@@ -29,6 +32,8 @@ TEXT_OF_KIND = {
     "race": "speed",
     "memory": "memory",
     "demo": "the demo",
+    "zoo": "all presets",
+    "streams": "streams",
 }
 
 
@@ -172,7 +177,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, cost, race, memory, demo = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo, zoo, streams = (newest(kind) for kind in TEXT_OF_KIND)
     assigned = cost["gq_assignment"]
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
@@ -240,6 +245,8 @@ def results_page() -> str:
             "",
             _source(memory),
             "",
+            *zoo_lines(zoo),
+            *stream_lines(streams),
             "## The demo",
             "",
             "`make demo`: a spoken corpus, voices that training never heard.",
@@ -252,6 +259,149 @@ def results_page() -> str:
             "",
         ]
     )
+
+
+def zoo_lines(zoo: Mapping[str, Any]) -> list[str]:
+    """Every preset at its full width."""
+    sizes, speeds, parities = [], [], []
+    for row in zoo["rows"]:
+        packed = {one["recipe"]: one for one in row["packed"]}
+        mixed = [one for name, one in packed.items() if name in MIXED]
+        sizes.append(
+            [
+                row["model"],
+                f"{row['parameters'] / 1e6:.2f}",
+                *(f"{packed[recipe]['file_bytes'] / 1e6:.2f}" for recipe in OF_ZOO),
+                *([f"{one['file_bytes'] / 1e6:.2f} ({MIXED[one['recipe']]})" for one in mixed] or ["-"]),
+                f"{packed['ptq-w4']['header_bytes'] / 1e3:.0f}",
+                *(f"{packed[recipe]['peak_mb']:.0f}" for recipe in ("float", "ptq-w8", "ptq-w4")),
+            ]
+        )
+        raced = {one["candidate"]: one for one in row["race"]}
+        ours = raced["ptq-w8"]
+        best = bound_s(packed["ptq-w8"]["work"], zoo["bounds"]) / ours["seconds"]
+        speeds.append(
+            [
+                row["model"],
+                f"{100 * ours['real_time_factor']:.3f}",
+                f"{100 * best:.0f}",
+                f"{raced['ptq-w4']['ours_is_faster_by']:.2f}",
+            ]
+        )
+        for peer in PEERS:
+            if peer in raced:
+                low, high = raced[peer]["quartiles"]
+                speeds[-1].append(f"{raced[peer]['ours_is_faster_by']:.2f}x ({low:.2f} to {high:.2f})")
+            else:
+                speeds[-1].append("none")
+        for one in row["packed"]:
+            joined = one.get("joiner")
+            parities.append(
+                [
+                    row["model"],
+                    one["recipe"],
+                    *_agreement(one["rows"]),
+                    *_agreement(one["rows_float_activations"]),
+                    *(_agreement(joined) if joined else ["-", "-"]),
+                ]
+            )
+    says = [
+        f"`{row['model']}`: `{row['int8_says'].split('Failure')[0].strip()}`"
+        for row in zoo["rows"]
+        if row["int8_says"]
+    ]
+    bounds = zoo["bounds"]
+    return [
+        "## Every preset at full width",
+        "",
+        f"Random weights (seed {zoo['seed']}), {zoo['seconds']} s of speech, one thread. MB of the packed files; kB of the header at "
+        f"4 bits; peak resident MB of a process that loads the file and hears (an empty one: {zoo['empty_process_mb']:.0f}).",
+        "",
+        *_table(
+            "preset | parameters, M | float | 8 bits | 5 | 4 | 2 | mixed | header, kB | peak, float | 8 bits | 4",
+            sizes,
+        ),
+        "",
+        "Time of the encoder (of a CTC network all) at 8 bits in % of real time, CPU time, medians; the share of it that the "
+        f"machine needs at its best ({bounds['int8_products_per_s'] / 1e9:.0f} G products of int8 or {bounds['float_products_per_s'] / 1e9:.0f} G of "
+        f"floats a second, {bounds['bytes_per_s'] / 1e9:.0f} GB of recurrent weights); 4 bits over 8; then how many times longer others "
+        "take on the same features, in turn in one process, with quartiles over rounds. PyTorch is float32, ONNX Runtime int8 by "
+        "`quantize_dynamic`, LSTMs included.",
+        "",
+        *_table("preset | % of real time | bound, % | 4 over 8 bits | PyTorch | ONNX Runtime int8", speeds),
+        "",
+        *(f"No int8 form of {one}." for one in says),
+        "",
+        "Agreement with torch: the share of rows with the same largest column, and the largest difference over the largest value. "
+        'First against torch with the decoded weights and the same rounding of activations ("twin"), then with float activations, then '
+        "the joiner's logits along a greedy path of the float network, against the twin. Where sums in another order round one "
+        "activation to the next level, what follows differs by levels: deep random networks do so everywhere, and the twin is no "
+        "nearer than float activations.",
+        "",
+        *_table(
+            "preset | recipe | twin: same | difference | float: same | difference | joiner: same | difference",
+            parities,
+        ),
+        "",
+        _source(zoo),
+        "",
+    ]
+
+
+def bound_s(work: Mapping[str, int], bounds: Mapping[str, float]) -> float:
+    """Seconds for `work` at the machine's best."""
+    return (
+        work["int8_products"] / bounds["int8_products_per_s"]
+        + work["float_products"] / bounds["float_products_per_s"]
+        + work["recurrent_bytes"] / bounds["bytes_per_s"]
+    )
+
+
+def _agreement(one: Mapping[str, float]) -> list[str]:
+    return [f"{100 * one['same_argmax']:.1f} %", f"{one['largest_difference']:.1e}"]
+
+
+def stream_lines(streams: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for row in streams["rows"]:
+        first, last = row["minutes"][0], row["minutes"][-1]
+        pairs = [
+            f"{one['chunk_ms']['mean']:.2f} / {one['chunk_ms']['p50']:.2f} / {one['chunk_ms']['p99']:.2f}"
+            for one in (first, last)
+        ]
+        rows.append(
+            [
+                row["model"],
+                *(f"{one['resident_mb']:.1f}" for one in (first, last)),
+                *(f"{one['state_bytes'] / 1e3:.0f}" for one in (first, last)),
+                *pairs,
+                str(last["labels"]),
+            ]
+        )
+    return [
+        "## Ten minutes of stream",
+        "",
+        f"Presets at full width with random weights, {streams['recipe']}, in chunks of 100 ms on one thread: resident MB and kB of the "
+        "encoders' state at the end of the first and of the tenth minute, CPU ms a chunk in that minute (mean / p50 / p99), and the labels "
+        "heard in all.",
+        "",
+        *_table(
+            "preset | MB, minute 1 | minute 10 | state, kB | minute 10 | ms a chunk, minute 1 | minute 10 | labels",
+            rows,
+        ),
+        "",
+        _source(streams),
+        "",
+    ]
+
+
+def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    names = head.split(" | ")
+    return [
+        f"| {head} |",
+        "|" + "---|" * len(names),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _demo_row(row: Mapping[str, Any]) -> str:

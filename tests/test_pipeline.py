@@ -29,7 +29,7 @@ from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("ptq-*.toml"))
+RECIPES = sorted((ROOT / "recipes").glob("ptq-w*.toml"))
 NO_CALIBRATION = [path for path in RECIPES if not any(of.settings.hears for of in Recipe.load(path).rules)]
 EPSILON = float(np.finfo(np.float32).eps)
 

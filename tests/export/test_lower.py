@@ -10,7 +10,7 @@ import torch
 from tests.runtime.definitions import all_values
 from torch import Tensor, nn
 
-from subtone.export.lower import UnsupportedOperatorError, lower
+from subtone.export.lower import UnsupportedOperatorError, lower, traces_kept
 from subtone.models.checkpoints import Quantization
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.numerics import asymmetric_grid, symmetric_grid
@@ -347,3 +347,27 @@ def test_a_batch_norm_joins_its_convolution_in_front_of_a_clip() -> None:
 class Transposed(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return features.transpose(1, 2)
+
+
+def test_a_kept_trace_gives_what_a_new_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced, export = [], torch.export.export
+
+    def counted(*given: object, **named: object) -> object:
+        traced.append(given)
+        return export(*given, **named)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    network = Toy(nn.Sequential(nn.Conv1d(4, 3, 1), Transposed())).eval()
+    path, weight = "body.0.weight", network.body[0].weight.detach().numpy()
+    grid = symmetric_grid(np.abs(weight).max((1, 2)).reshape(-1, 1), 4)
+    stored = QTensor.on_grid(weight, grid, 4, is_symmetric=True)
+    few = Quantization(weights={path: stored}, activation_bits={path: 8}, bias_shifts={}, recipe={})
+    with traces_kept():
+        _, plain = lowered(network)
+        program, constants = lowered(network, few)
+        assert len(traced) == 1
+    anew, _ = lowered(network, few)
+    assert len(traced) == 2
+    assert program == anew
+    assert constants[path] is stored
+    assert isinstance(plain[path], np.ndarray)

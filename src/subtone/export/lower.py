@@ -9,6 +9,9 @@ Letters: B batch (1 here), C channels, T frames.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -26,6 +29,25 @@ EXAMPLE_ROWS = (64, 96)
 STEPS_OF_EXAMPLE = 16
 """Rows of logits that a traced example gives at least, nearly: a network of raw sound needs thousands of samples."""
 INPUT, OUTPUT = "features", "logits"
+
+
+Trace = tuple[ExportedProgram, bool]
+"""The exported graph, and whether torch fixed the number of rows."""
+_kept: ContextVar[dict[tuple[object, ...], Trace] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def traces_kept() -> Iterator[None]:
+    """While inside, a network that is lowered again, with another quantization, is not traced again.
+
+    Tracing takes nearly all of the time, about a second a block of a Conformer. The network must be the same
+    object, its parameters unchanged: `dataclasses.replace(checkpoint, quantization=...)`.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def lower(
@@ -145,17 +167,27 @@ def _used(ops: list[Op], output: str) -> list[Op]:
     return kept[::-1]
 
 
-def _export(network: nn.Module, inputs: tuple[Input, ...], rows: int) -> tuple[ExportedProgram, bool]:
+def _export(network: nn.Module, inputs: tuple[Input, ...], rows: int) -> Trace:
     """The exported graph for an example of `rows` rows, and whether torch fixed that number."""
+    kept = _kept.get()
+    if kept is None:
+        return _traced(network, inputs, rows)
+    # Entry points are wrapped anew each time; a trace keeps its parameters alive, so that no id is used twice.
+    values = (*network.parameters(), *network.buffers())
+    key = (type(network), inputs, rows, *map(id, values))
+    if key not in kept:
+        kept[key] = _traced(network, inputs, rows)
+    return kept[key]
+
+
+def _traced(network: nn.Module, inputs: tuple[Input, ...], rows: int) -> Trace:
     examples = tuple(entry.example(rows) for entry in inputs)
     shapes = tuple({2 if entry.layout == FEATURES else 1: Dim.AUTO} for entry in inputs)
     with warnings.catch_warnings():
         # torch 2.13 copies its own pytrees through a check that it deprecated itself.
         warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
-        # An nn.LSTM holds its parameters a second time, in a list that the trace sees being assigned.
-        warnings.filterwarnings(
-            "ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning
-        )
+        # It also finds that an nn.LSTM lists its weights anew, which every one does.
+        warnings.filterwarnings("ignore", message="The tensor attribute.*_flat_weights", category=UserWarning)
         exported = torch.export.export(network, examples, dynamic_shapes=shapes)
         exported = exported.run_decompositions({})
     given = [

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from subtone.models.lengths import check_lengths
 from subtone.models.strict_config import from_keys, require_whole, without_family
-from subtone.models.switched_lstm import switched_lstm
+from subtone.models.switched_lstm import Rounding, switched_lstm
 
 FAMILY = "bifocal"
 
@@ -66,7 +66,7 @@ class SwitchedLayer(nn.Module):
         self.large_bias = nn.Parameter(torch.zeros(4 * width))
         self.small_bias = nn.Parameter(torch.zeros(4 * small_width))
 
-    def forward(self, rows: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, gate: Tensor, rounding: Rounding | None = None) -> Tensor:
         return switched_lstm(
             rows,
             gate,
@@ -76,6 +76,7 @@ class SwitchedLayer(nn.Module):
             cast(Tensor, self.small.weight_ih_l0),
             cast(Tensor, self.small.weight_hh_l0),
             self.small_bias,
+            rounding,
         )
 
 

@@ -12,6 +12,9 @@ Letters: B batch, T frames, D width, R relative positions, t a row that looks, s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -20,6 +23,24 @@ UNLIMITED = -1
 """A context, in rows, without end."""
 LONGEST_WAVE = 10_000.0
 """How much slower the last sinusoid is than the first, nearly (Vaswani et al. 2017, section 3.5)."""
+
+
+_is_apart: ContextVar[bool] = ContextVar("_is_apart", default=False)
+
+
+@contextmanager
+def taken_apart() -> Iterator[None]:
+    """While inside, an export of `attention`, `sinusoids` and `stack_frames` has torch's own operators in place of
+    ours: for formats other than ours. The number of frames is then that of the example."""
+    token = _is_apart.set(True)
+    try:
+        yield
+    finally:
+        _is_apart.reset(token)
+
+
+def _is_kept_whole() -> bool:
+    return torch.compiler.is_exporting() and not _is_apart.get()
 
 
 def num_positions(frames: int, left: int, right: int) -> int:
@@ -68,7 +89,7 @@ def attention(
     [1.0, 1.5, 4.0]
     """
     _check_attention(query, key, value, positions, content_bias, position_bias, heads, left, right)
-    if torch.compiler.is_exporting():
+    if _is_kept_whole():
         if lengths is not None:
             raise ValueError("lengths cannot be exported; export one whole utterance, lengths=None")
         return torch.ops.subtone.attention(
@@ -195,7 +216,7 @@ def sinusoids(reference: Tensor, width: int) -> Tensor:
 
     T is `reference.shape[1]`, whose device and type the table has; its values are not read.
     """
-    if torch.compiler.is_exporting():
+    if _is_kept_whole():
         return torch.ops.subtone.sinusoids(reference, width)
     frames = reference.shape[1]
     return sinusoid_table(range(frames - 1, -frames, -1), width, like=reference)
@@ -222,7 +243,7 @@ def stack_frames(features: Tensor, count: int) -> Tensor:
     """
     if count < 1:
         raise ValueError(f"count={count} must be at least 1 frame a stack")
-    if torch.compiler.is_exporting():
+    if _is_kept_whole():
         return torch.ops.subtone.stack_frames(features, count)
     return _stack_frames(features, count)
 

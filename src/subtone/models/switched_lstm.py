@@ -19,8 +19,13 @@ Letters: B batch, T frames, K inputs, D hidden units; k and d those of the small
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
+
+Rounding = Mapping[str, Callable[[Tensor], Tensor]]
+"""Name of a weight, as `switched_lstm` calls it -> what is done to the values that it multiplies."""
 
 
 def switched_lstm(
@@ -32,6 +37,7 @@ def switched_lstm(
     small_weight_ih: Tensor,
     small_weight_hh: Tensor,
     small_bias: Tensor,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """Hidden states (B, T, D) of two cells on one state; the large one works where `gate` > 0.
 
@@ -40,15 +46,16 @@ def switched_lstm(
         gate: (B, T), logits.
         weight_ih, weight_hh, bias: (4 D, K), (4 D, D), (4 D,) of the large cell.
         small_weight_ih, small_weight_hh, small_bias: (4 d, k), (4 d, d), (4 d,), k <= K, d <= D.
+        rounding: of what enters some of the products; not exported.
 
     Raises:
         ValueError: shapes that do not fit each other.
     """
     weights = (weight_ih, weight_hh, bias, small_weight_ih, small_weight_hh, small_bias)
     _check(features, gate, *weights)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and rounding is None:
         return torch.ops.subtone.switched_lstm(features, gate, *weights)
-    return _switched_lstm(features, gate, *weights)
+    return _switched_lstm(features, gate, *weights, rounding=rounding or {})
 
 
 def _switched_lstm(
@@ -60,23 +67,27 @@ def _switched_lstm(
     small_weight_ih: Tensor,
     small_weight_hh: Tensor,
     small_bias: Tensor,
+    *,
+    rounding: Rounding,
 ) -> Tensor:
+    def rounded(name: str, values: Tensor) -> Tensor:
+        return rounding[name](values) if name in rounding else values
+
     soft = torch.sigmoid(gate)
     # The bracket is exactly zero; it only carries the gradient.
     is_large = ((gate > 0).to(soft.dtype) + (soft - soft.detach())).unsqueeze(2)
     linear = torch.nn.functional.linear
-    from_input = linear(features, weight_ih, bias).unbind(1)
-    small_from_input = linear(features[..., : small_weight_ih.shape[1]], small_weight_ih, small_bias).unbind(
-        1
-    )
+    from_input = linear(rounded("weight_ih", features), weight_ih, bias).unbind(1)
+    first = rounded("small_weight_ih", features[..., : small_weight_ih.shape[1]])
+    small_from_input = linear(first, small_weight_ih, small_bias).unbind(1)
     small_width = small_weight_hh.shape[1]
     hidden = cell = features.new_zeros(features.shape[0], weight_hh.shape[1])
     outputs: list[Tensor] = []
     for frame in range(features.shape[1]):
-        large = _cell(from_input[frame] + linear(hidden, weight_hh), cell)
+        large = _cell(from_input[frame] + linear(rounded("weight_hh", hidden), weight_hh), cell)
         own, others = hidden[:, :small_width], hidden[:, small_width:]
         small = _cell(
-            small_from_input[frame] + linear(own, small_weight_hh),
+            small_from_input[frame] + linear(rounded("small_weight_hh", own), small_weight_hh),
             cell[:, :small_width],
         )
         chosen = is_large[:, frame]
@@ -144,7 +155,7 @@ def _switched_lstm_node(
     small_bias: Tensor,
 ) -> Tensor:
     return _switched_lstm(
-        features, gate, weight_ih, weight_hh, bias, small_weight_ih, small_weight_hh, small_bias
+        features, gate, weight_ih, weight_hh, bias, small_weight_ih, small_weight_hh, small_bias, rounding={}
     )
 
 

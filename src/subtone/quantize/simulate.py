@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from subtone.models.bifocal import SwitchedLayer
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize.calibration import layers_of
 from subtone.quantize.fake import fake_quantize_activations
+from subtone.quantize.lstm import Product, QuantizedLstm, fake_quantize_hidden
+from subtone.quantize.rules import Settings
 
 
-def simulate(network: nn.Module, quantization: Quantization) -> list[RemovableHandle]:
+class Handle(Protocol):
+    """What puts back one thing that `simulate` changed."""
+
+    def remove(self) -> None: ...
+
+
+def simulate(network: nn.Module, quantization: Quantization) -> list[Handle]:
     """Make `network`, whose weights are the decoded ones, clip and round its activations, and shift its biases.
 
-    By hooks on every layer that holds such a weight (tied ones have several), so that the network
-    stays plain torch; remove them by their handles.
+    By hooks on every layer that holds such a weight (tied ones have several), and by another forward
+    pass of recurrences, which no hook enters; the modules stay plain torch. Remove all by their handles.
     """
-    handles: list[RemovableHandle] = []
+    handles: list[Handle] = [*_simulate_recurrences(network, quantization.activation_bits)]
     for path in quantization.weights:
         bits, clip = quantization.activation_bits[path], quantization.activation_clips.get(path)
         for module, channel_axis in layers_of(network, network.get_parameter(path)):
@@ -30,6 +39,49 @@ def simulate(network: nn.Module, quantization: Quantization) -> list[RemovableHa
                 shift = torch.from_numpy(quantization.bias_shifts[path])
                 handles.append(module.register_forward_hook(_shifting(shift, channel_axis)))
     return handles
+
+
+def _simulate_recurrences(network: nn.Module, activation_bits: Mapping[str, int]) -> list[Handle]:
+    """LSTMs, and a Bifocal encoder's layers of two cells, on the grids that will be served."""
+    bits_of = {id(network.get_parameter(path)): bits for path, bits in activation_bits.items() if bits}
+    handles: list[Handle] = []
+    for module in network.modules():
+        if isinstance(module, SwitchedLayer):
+            rounding = _switched_rounding(module, bits_of)
+            own = type(module).forward
+            handles.append(_Replaced(module, functools.partial(own, module, rounding=rounding)))
+        elif isinstance(module, nn.LSTM):
+            named = module.named_parameters()
+            products = {name: _product(bits) for name, value in named if (bits := bits_of.get(id(value)))}
+            forward = QuantizedLstm(products=products, is_integer=False).forward
+            if products:
+                handles.append(_Replaced(module, functools.partial(forward, module)))
+    return handles
+
+
+def _product(bits: int) -> Product:
+    settings = Settings(bits=8, activations="dynamic", activation_bits=bits)  # of the weight nothing is read
+    return Product(path="", settings=settings)
+
+
+def _switched_rounding(layer: SwitchedLayer, bits_of: Mapping[int, int]) -> dict[str, Callable[..., Tensor]]:
+    rounding: dict[str, Callable[..., Tensor]] = {}
+    for cell, prefix in ((layer.large, ""), (layer.small, "small_")):
+        for name, function in (("ih", fake_quantize_activations), ("hh", fake_quantize_hidden)):
+            if bits := bits_of.get(id(cell.get_parameter(f"weight_{name}_l0"))):
+                rounding[f"{prefix}weight_{name}"] = functools.partial(function, bits=bits)
+    return rounding
+
+
+class _Replaced:
+    """Another forward pass of `module`, until it is removed."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._module = module
+        vars(module)["forward"] = forward
+
+    def remove(self) -> None:
+        del vars(self._module)["forward"]
 
 
 def simulated(checkpoint: Checkpoint) -> Checkpoint:
