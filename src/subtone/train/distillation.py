@@ -21,15 +21,13 @@ from torch import Tensor, nn
 from subtone.models.quartznet import masked
 
 
-def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
-    """KL(meant || heard) a frame, of log-probabilities (B, T, V), the mean over the first `lengths` (B,) of each.
+def divergence(meant: Tensor, heard: Tensor, is_valid: Tensor) -> Tensor:
+    """KL(meant || heard) of log-probabilities (..., V), the mean over those that `is_valid` (...) marks.
 
-    >>> even = torch.full((1, 3, 2), 0.5).log()
-    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), torch.tensor([2]))), 4)
+    >>> even, is_valid = torch.full((1, 3, 2), 0.5).log(), torch.tensor([[True, True, False]])
+    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), is_valid)), 4)
     0.1438
     """
-    frames = torch.arange(heard.shape[1], device=heard.device)
-    is_valid = frames < lengths[:, None].to(heard.device)
     return (meant.exp() * (meant - heard)).sum(-1)[is_valid].mean()
 
 
