@@ -30,6 +30,7 @@ from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.text import Tokenizer, WordErrors
 from subtone.train.averaging import KeepEpochs, mean_of
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader, longest_s
+from subtone.train.ends import ENGLISH as ENGLISH
 from subtone.train.ends import front_end_of, tokenizer_of
 from subtone.train.module import SpeechModule
 from subtone.train.settings import Learning, TrainSettings
