@@ -19,6 +19,9 @@ Letters: B batch, T frames, K inputs, D hidden units; k and d those of the small
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -61,31 +64,53 @@ def _switched_lstm(
     small_weight_hh: Tensor,
     small_bias: Tensor,
 ) -> Tensor:
+    linear = torch.nn.functional.linear
+    products = Products(
+        lambda rows: linear(rows, weight_ih, bias),
+        lambda hidden: linear(hidden, weight_hh),
+        lambda rows: linear(rows, small_weight_ih, small_bias),
+        lambda hidden: linear(hidden, small_weight_hh),
+    )
+    return recurrence(
+        features,
+        gate,
+        products,
+        width=weight_hh.shape[1],
+        small_inputs=small_weight_ih.shape[1],
+        small_width=small_weight_hh.shape[1],
+    )
+
+
+class Products(NamedTuple):
+    """What the large cell's gates get from a row and from the hidden state, and the small one's."""
+
+    of_rows: Callable[[Tensor], Tensor]
+    of_hidden: Callable[[Tensor], Tensor]
+    small_of_rows: Callable[[Tensor], Tensor]
+    small_of_hidden: Callable[[Tensor], Tensor]
+
+
+def recurrence(
+    features: Tensor, gate: Tensor, products: Products, *, width: int, small_inputs: int, small_width: int
+) -> Tensor:
+    """`switched_lstm` by given products: the small cell's of the first `small_inputs` features and `small_width`
+    of `width` units."""
     soft = torch.sigmoid(gate)
     # The bracket is exactly zero; it only carries the gradient.
     is_large = ((gate > 0).to(soft.dtype) + (soft - soft.detach())).unsqueeze(2)
-    linear = torch.nn.functional.linear
-    from_input = linear(features, weight_ih, bias).unbind(1)
-    small_from_input = linear(features[..., : small_weight_ih.shape[1]], small_weight_ih, small_bias).unbind(
-        1
-    )
-    small_width = small_weight_hh.shape[1]
-    hidden = cell = features.new_zeros(features.shape[0], weight_hh.shape[1])
+    from_input = products.of_rows(features).unbind(1)
+    small_from_input = products.small_of_rows(features[..., :small_inputs]).unbind(1)
+    hidden = cell = features.new_zeros(features.shape[0], width)
     outputs: list[Tensor] = []
     for frame in range(features.shape[1]):
-        large = _cell(from_input[frame] + linear(hidden, weight_hh), cell)
+        large = _cell(from_input[frame] + products.of_hidden(hidden), cell)
         own, others = hidden[:, :small_width], hidden[:, small_width:]
-        small = _cell(
-            small_from_input[frame] + linear(own, small_weight_hh),
-            cell[:, :small_width],
-        )
+        small = _cell(small_from_input[frame] + products.small_of_hidden(own), cell[:, :small_width])
         chosen = is_large[:, frame]
         hidden = _mixed(chosen, large[0], torch.cat((small[0], others), dim=1))
         cell = _mixed(chosen, large[1], torch.cat((small[1], cell[:, small_width:]), dim=1))
         outputs.append(hidden)
-    return (
-        torch.stack(outputs, dim=1) if outputs else features.new_zeros(features.shape[0], 0, hidden.shape[1])
-    )
+    return torch.stack(outputs, dim=1) if outputs else features.new_zeros(features.shape[0], 0, width)
 
 
 def _mixed(is_large: Tensor, large: Tensor, small: Tensor) -> Tensor:

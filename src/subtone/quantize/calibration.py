@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from subtone.models import is_transducer
+from subtone.models.hearing import hear_through, paths_of
 from subtone.quantize.method import Batch
 from subtone.quantize.weights import Weight, holders_of, quantizable_weights, weight_kind
 
@@ -67,6 +70,13 @@ class ChannelMoment(Statistic):
         return (flat.T @ flat)[None]
 
 
+class HiddenMoment(ChannelMoment):
+    """The same of an LSTM's hidden states as they come back: all that it gives but the last of each utterance.
+
+    The first state, zeros, adds nothing and is not counted.
+    """
+
+
 class TapMoment(Statistic):
     """The same over the taps of each channel of a depthwise Conv1d: (in, taps, taps).
 
@@ -93,7 +103,18 @@ def second_moment_of(weight: Weight) -> Statistic:
 
     (groups, columns, columns) as compensation.py takes it.
     """
-    return TapMoment() if weight.kind == "depthwise" else ChannelMoment()
+    if weight.kind == "depthwise":
+        return TapMoment()
+    is_recurrent = weight.kind == "lstm" and weight.name.startswith("weight_hh")
+    return HiddenMoment() if is_recurrent else ChannelMoment()
+
+
+def can_be_watched(weight: Weight) -> bool:
+    """Whether hooks see what `weight` multiplies: of an LSTM only that of one layer and direction."""
+    if weight.kind != "lstm":
+        return True
+    lstm = weight.module
+    return isinstance(lstm, nn.LSTM) and not (lstm.num_layers > 1 or lstm.bidirectional or lstm.proj_size)
 
 
 def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, NDArray[np.float32]]:
@@ -111,30 +132,44 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
 
     In eval mode, one utterance at a time and cut to its length, so that no padding enters whatever the
     model's strides. A weight that several layers share has one statistic of what enters any of them.
-    Nothing is added to those of layers whose inputs cannot be watched (LSTM, embeddings, attention's own
-    weights) or that never ran.
+    A transducer hears as it is served: its predictor what its own greedy search said, its joiner the pairs
+    of a frame and a prefix on that way (hearing.hear_through).
+    Nothing is added to those of layers whose inputs cannot be watched (an LSTM of several layers, embeddings,
+    attention's own weights) or that never ran, as an LSTM that only holds weights for another module.
     """
     statistics: dict[str, list[Statistic]] = {}
     for mapping in wanted:
         for path, statistic in mapping.items():
             statistics.setdefault(path, []).append(statistic)
     weights = quantizable_weights(model)
-    layers = {path: layers_of(model, weights[path].parameter) for path in statistics}
-    handles = [
-        module.register_forward_pre_hook(partial(_record, statistics[path], axis))
-        for path, of in layers.items()
-        for module, axis in of
-    ]
+    handles: list[RemovableHandle] = []
     training = {module: module.training for module in model.modules()}
     model.eval()
+
+    def watch() -> None:
+        for path in statistics:
+            handles.extend(_watched(model, weights[path], statistics[path]))
+
+    def look_away() -> None:
+        for handle in handles:
+            handle.remove()
+
+    if not is_transducer(model):
+        watch()
     try:
         with torch.inference_mode():
             for features, lengths in batches:
                 for utterance, length in zip(features, lengths.tolist(), strict=True):
-                    model(utterance[None, :, :length], torch.tensor([length], device=features.device))
+                    heard = utterance[None, :, :length]
+                    if is_transducer(model):
+                        paths = paths_of(model, heard)  # the search is not what is to be watched
+                        watch()
+                        hear_through(model, heard, paths)
+                        look_away()
+                    else:
+                        model(heard, torch.tensor([length], device=features.device))
     finally:
-        for handle in handles:
-            handle.remove()
+        look_away()
         for module, mode in training.items():
             module.training = mode
     seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
@@ -155,6 +190,34 @@ def layers_of(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module
     holders = [(module, name) for module, name in holders_of(model, parameter) if name == "weight"]
     kinds = [(module, weight_kind(module, name)) for module, name in holders]
     return [(module, CHANNEL_AXIS[kind]) for module, kind in kinds if kind in CHANNEL_AXIS]
+
+
+def _watched(model: nn.Module, weight: Weight, statistics: Sequence[Statistic]) -> list[RemovableHandle]:
+    """Hooks that add to `statistics` what `weight` multiplies, wherever it does."""
+    if weight.kind != "lstm":
+        return [
+            module.register_forward_pre_hook(partial(_record, statistics, axis))
+            for module, axis in layers_of(model, weight.parameter)
+        ]
+    if not can_be_watched(weight):
+        return []
+    return [
+        weight.module.register_forward_hook(_record_hidden(statistics))
+        if isinstance(statistics[0], HiddenMoment)
+        else weight.module.register_forward_pre_hook(partial(_record, statistics, -1))
+    ]
+
+
+def _record_hidden(statistics: Sequence[Statistic]) -> Callable[..., None]:
+    def hook(layer: nn.LSTM, inputs: tuple[Any, ...], outputs: tuple[Tensor, Any]) -> None:
+        frames = -2 if layer.batch_first or outputs[0].dim() == 2 else 0
+        hidden = outputs[0].detach()
+        hidden = hidden.narrow(frames, 0, hidden.shape[frames] - 1)
+        for statistic in statistics:
+            if hidden.numel():
+                statistic.add(hidden, layer)
+
+    return hook
 
 
 def _record(

@@ -83,7 +83,7 @@ def fit(
     ends = {"num_features": front_end.num_features, "num_outputs": len(tokenizer.labels) + 1}
     config = with_options(preset(settings.model), settings.model_options).with_ends(**ends)
     network = build(config.to_json())
-    module = SpeechModule(network, tokenizer=tokenizer, settings=settings)
+    module = SpeechModule(network, tokenizer=tokenizer, settings=settings, num_mels=front_end.num_mels)
     run(
         folder,
         module,

@@ -45,8 +45,11 @@ class SpeechModule(lightning.LightningModule):
         tokenizer: Tokenizer,
         settings: Learning,
         recipe: Mapping[str, Any] | None = None,
+        num_mels: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_mels = num_mels
+        """Of a single frame, where several are stacked in a row: what is masked is a band of all of them."""
         self.network = network
         self.tokenizer = tokenizer
         self.settings = settings
@@ -77,6 +80,7 @@ class SpeechModule(lightning.LightningModule):
             masks=settings.masks,
             mask_mels=settings.mask_mels,
             mask_frames=settings.mask_frames,
+            num_mels=self.num_mels,
         )
         loss = self.loss(features, batch)
         self._losses.append(loss.detach())
@@ -156,18 +160,27 @@ class SpeechModule(lightning.LightningModule):
 
 
 def mask_features(
-    features: Tensor, lengths: Tensor, *, masks: int, mask_mels: int, mask_frames: int
+    features: Tensor,
+    lengths: Tensor,
+    *,
+    masks: int,
+    mask_mels: int,
+    mask_frames: int,
+    num_mels: int | None = None,
 ) -> Tensor:
     """`features` (B, F, T) with bands and spans set to 0, their mean over the utterance.
 
     SpecAugment (Park et al. 2019) without time warping: in each utterance `masks` bands, each of
-    0 to `mask_mels` features, and `masks` spans, each of 0 to `mask_frames` valid frames.
+    0 to `mask_mels` features, and `masks` spans, each of 0 to `mask_frames` valid frames. Rows of several
+    frames of `num_mels` lose the same band of each.
     """
     batch_size, num_features, num_frames = features.shape
     is_hidden = torch.zeros(features.shape, dtype=torch.bool, device=features.device)
-    whole = torch.full((batch_size,), num_features, device=features.device)
+    num_mels = num_mels or num_features
+    whole = torch.full((batch_size,), num_mels, device=features.device)
     for _ in range(masks):
-        is_hidden |= random_span(whole, mask_mels, num_features)[:, :, None]
+        band = random_span(whole, mask_mels, num_mels).repeat(1, num_features // num_mels)
+        is_hidden |= band[:, :, None]
         is_hidden |= random_span(lengths, mask_frames, num_frames)[:, None, :]
     return features.masked_fill(is_hidden, 0.0)
 

@@ -55,7 +55,13 @@ class TuneModule(SpeechModule):
         teacher: nn.Module | None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings, recipe=recipe)
+        super().__init__(
+            checkpoint.network,
+            tokenizer=checkpoint.tokenizer,
+            settings=settings,
+            recipe=recipe,
+            num_mels=checkpoint.front_end.num_mels,
+        )
         assert (teacher is None) == (not settings.distillation)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
         pattern = settings.distilled_layers
