@@ -147,6 +147,10 @@ def _export(network: nn.Module, inputs: tuple[Input, ...], rows: int) -> tuple[E
     with warnings.catch_warnings():
         # torch 2.13 copies its own pytrees through a check that it deprecated itself.
         warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+        # Of every nn.LSTM; its flat weights are the parameters themselves.
+        warnings.filterwarnings(
+            "ignore", message=r"The tensor attribute.*_flat_weights", category=UserWarning
+        )
         exported = torch.export.export(network, examples, dynamic_shapes=shapes)
         exported = exported.run_decompositions({})
     given = [

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from subtone.models import FAMILIES, Config
 
@@ -36,10 +36,7 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
         return config
     document = config.to_json()
     kind, _ = FAMILIES[document["family"]]
-    try:
-        return kind.from_json(_merged(document, options, "model_options"))
-    except TypeError as error:
-        raise ValueError(f"model_options={dict(options)!r:.80}: {error}; correct the values") from error
+    return cast(Config, kind.from_json(_merged(document, options, "model_options")))
 
 
 def _merged(document: Mapping[str, Any], options: Mapping[str, Any], path: str) -> dict[str, Any]:

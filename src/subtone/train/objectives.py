@@ -79,6 +79,7 @@ class Ctc(Objective):
     def is_valid(self, given: Given, batch: Batch) -> Tensor:
         return _within(given.lengths, given.logits[0].shape[1])
 
+    @torch.no_grad()
     def hear(self, network: nn.Module, batch: Batch) -> list[list[int]]:
         logits, lengths = network(batch.features, batch.lengths)
         rows = logits.float().cpu().numpy()
@@ -116,6 +117,7 @@ class Rnnt(Objective):
         of_labels = _within(batch.label_lengths.to(of_frames.device) + 1, prefixes)
         return of_frames[:, :, None] & of_labels[:, None, :]
 
+    @torch.no_grad()
     def hear(self, network: nn.Module, batch: Batch) -> list[list[int]]:
         """By greedy search, a cascade's second pass; utterances one by one, so that no padding is heard."""
         assert is_transducer(network)
