@@ -29,7 +29,7 @@ from subtone.quantize import Recipe, TrainingMethod, method_of
 from subtone.report.machine import machine
 from subtone.speech.data import read_manifest, spread
 from subtone.train.data import Batch, FeatureDataset, cuts_of
-from subtone.train.module import CtcModule
+from subtone.train.module import SpeechModule
 from subtone.train.settings import TuneSettings
 from subtone.train.tuning import set_modes
 
@@ -49,7 +49,7 @@ class Candidate:
     def __init__(self, name: str, checkpoint: Checkpoint, recipe: Recipe | None) -> None:
         self.name = name
         network = copy.deepcopy(checkpoint.network)
-        self.module = CtcModule(network, tokenizer=checkpoint.tokenizer, settings=SETTINGS)
+        self.module = SpeechModule(network, tokenizer=checkpoint.tokenizer, settings=SETTINGS)
         set_modes(network, SETTINGS)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
         self.method: TrainingMethod | None = None

@@ -105,7 +105,6 @@ def test_bias_correction_does_not_fit_what_cannot_be_watched():
 @pytest.mark.parametrize(
     ("layer", "path"),
     [
-        (nn.LSTM(4, 3), "lstm weights of weight_ih_l0"),
         (nn.Embedding(4, 3), "embedding weights of weight"),
         (nn.Conv1d(4, 4, 3), "conv weights of weight"),
         (nn.Conv2d(4, 4, 3), "conv2d weights of weight"),
@@ -200,7 +199,7 @@ def test_settings_are_frozen():
         ("bits = 4\nkinds = ['lstm']\nbias_correction = true", "bias_correction=true does not fit the lstm weights"),
         (
             "bits = 4\nkinds = ['pointwise', 'conv2d']\nrounding = 'compensated'",
-            "rounding='compensated' does not fit the conv2d weights, only linear, pointwise, depthwise; use 'nearest'",
+            "rounding='compensated' does not fit the conv2d weights, only linear, pointwise, depthwise, lstm; use 'nearest'",
         ),
         ("bits = 4\nrounding = 'gptq'", "rounding='gptq' is not known; use 'nearest' or 'compensated'"),
     ],

@@ -12,7 +12,7 @@ from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.speech.text import WordErrors
 from subtone.train.data import Batch
 from subtone.train.fitting import ENGLISH
-from subtone.train.module import CtcModule, mask_features, random_span
+from subtone.train.module import SpeechModule, mask_features, random_span
 from subtone.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(name="x", model="quartznet-demo", steps=10, batch_s=5.0, learning_rate=0.1)
@@ -57,7 +57,7 @@ def test_a_mask_never_exceeds_a_short_utterance() -> None:
 def test_the_loss_is_the_mean_of_single_losses() -> None:
     torch.manual_seed(0)
     network = QuartzNet(QuartzNetConfig(blocks=(Block(filters=8, kernel=3),))).eval()
-    module = CtcModule(network, tokenizer=ENGLISH, settings=SETTINGS)
+    module = SpeechModule(network, tokenizer=ENGLISH, settings=SETTINGS)
     texts = ("one two", "it's")
     batch = batch_of(texts)
     together = float(module.loss(batch.features, batch).detach())
@@ -76,7 +76,7 @@ def test_words_of_the_dev_set_are_counted_up_to_each_length() -> None:
             labels = [*ENGLISH.encode("a b"), *ENGLISH.encode(" c")]
             return nn.functional.one_hot(torch.tensor([labels, labels]), 29).float(), lengths
 
-    module = CtcModule(Spell(), tokenizer=ENGLISH, settings=SETTINGS)
+    module = SpeechModule(Spell(), tokenizer=ENGLISH, settings=SETTINGS)
     batch = batch_of(("a b", "a x c"))._replace(lengths=torch.tensor([3, 5]))
     module.validation_step(batch, 0)
     assert module.errors == WordErrors(substitutions=1, words=5)
@@ -88,7 +88,7 @@ def test_words_of_the_dev_set_are_counted_up_to_each_length() -> None:
 @pytest.mark.parametrize("steps", [2, 10])
 def test_every_warmup_that_is_taken_gives_a_rate_to_each_step(share: float, steps: int) -> None:
     settings = TrainSettings.model_validate({**SETTINGS.model_dump(), "warmup_share": share, "steps": steps})
-    module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=settings)
+    module = SpeechModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=settings)
     parts = cast(dict[str, Any], module.configure_optimizers())
     for _ in range(steps):
         assert 0 < parts["optimizer"].param_groups[0]["lr"] <= SETTINGS.learning_rate
@@ -98,7 +98,7 @@ def test_every_warmup_that_is_taken_gives_a_rate_to_each_step(share: float, step
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
     """As on a GPU, where many are looked at together."""
-    module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
+    module = SpeechModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
     module._steps_before = 3
     module._losses = [torch.tensor(1.0)]
     module.check_losses()
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_within_the_steps() -> None:
-    module = CtcModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
+    module = SpeechModule(nn.Linear(1, 1), tokenizer=ENGLISH, settings=SETTINGS)
     parts = cast(dict[str, Any], module.configure_optimizers())
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
     rates = []

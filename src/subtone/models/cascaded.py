@@ -25,6 +25,7 @@ from subtone.models.transducer import (
     build_encoder,
     check_labels,
     encoder_config,
+    encoder_width,
     in_mode,
 )
 
@@ -48,6 +49,12 @@ class CascadedConfig:
     @property
     def num_features(self) -> int:
         return self.encoder.num_features
+
+    def with_ends(self, *, num_features: int, num_outputs: int) -> CascadedConfig:
+        """The same network for other features and labels; the second encoder takes the first one's rows."""
+        encoder = dataclasses.replace(self.encoder, num_features=num_features)
+        encoder2 = dataclasses.replace(self.encoder2, num_features=encoder_width(encoder))
+        return dataclasses.replace(self, encoder=encoder, encoder2=encoder2, num_outputs=num_outputs)
 
     def to_json(self) -> dict:
         parts = {name: getattr(self, name).to_json() for name in ("encoder", "encoder2", "predictor")}

@@ -8,6 +8,7 @@ Letters: T frames, D width, N hypotheses.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from subtone.models.cascaded import Cascaded
 from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.listening import AnyRecognizer, StreamRecognizer, WholeEncoder
 from subtone.speech.recognize import Recognizer
+from subtone.speech.search import Hypothesis
 from subtone.speech.text import Tokenizer
 from subtone.speech.transducer_search import TransducerGreedySearch
 
@@ -53,6 +55,56 @@ def recognizer_of(
         frames_per_step=network.frames_per_step,
         can_stream=False,
     )
+
+
+@torch.inference_mode()
+def hear_through(network: TransducerNetwork, features: torch.Tensor, paths: Sequence[Hypothesis]) -> None:
+    """Run every part of `network` on features (1, F, T) as it is served along `paths`, one for each pass.
+
+    What a hook sees meanwhile is what each module meets when the packed file hears: the joiner only those
+    pairs of a frame and a prefix that the search visits.
+    """
+    entries, frames = network.entries(), features
+    for last, path in zip(("", "2"), paths, strict=False):
+        rows = entries[f"encoder{last}"](frames)
+        frames = rows[:, :, network.config.joint_width :]
+        labels = torch.tensor([[network.blank_index, *path.labels]], device=features.device)
+        predicted = entries[f"predictor{last}"](labels)
+        visited = visited_pairs(path, rows.shape[1])
+        at = torch.tensor(visited, dtype=torch.int64, device=features.device)
+        encoded_at = rows[:, at[:, 0], : network.config.joint_width]
+        entries[f"joiner{last}"](encoded_at, predicted[:, at[:, 1]])
+
+
+def visited_pairs(path: Hypothesis, num_frames: int) -> list[tuple[int, int]]:
+    """(frame, labels so far) of each call of the joiner on the way of `path`, in order.
+
+    >>> visited_pairs(Hypothesis((7, 8), (1, 1), 0.0), num_frames=3)
+    [(0, 0), (1, 0), (1, 1), (1, 2), (2, 2)]
+    """
+    pairs, said = [], 0
+    for frame in range(num_frames):
+        pairs.append((frame, said))
+        while said < len(path.labels) and path.frames[said] == frame:
+            said += 1
+            pairs.append((frame, said))
+    return pairs
+
+
+@torch.inference_mode()
+def paths_of(network: TransducerNetwork, features: torch.Tensor) -> list[Hypothesis]:
+    """What each pass of `network` hears in features (1, F, T), by greedy search."""
+    entries, frames, found = network.entries(), features, []
+    for last in ("", "2")[: 1 + isinstance(network, Cascaded)]:
+        rows = entries[f"encoder{last}"](frames)
+        frames = rows[:, :, network.config.joint_width :]
+        model = TorchTransducer(
+            entries[f"predictor{last}"], entries[f"joiner{last}"], network.width, network.blank_index
+        )
+        search = TransducerGreedySearch(model)
+        search.push(rows[0, :, : network.config.joint_width].float().cpu().numpy())
+        found.append(search.best())
+    return found
 
 
 def encoded(network: TransducerNetwork, features: torch.Tensor) -> torch.Tensor:

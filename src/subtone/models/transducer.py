@@ -55,6 +55,16 @@ def build_encoder(config: EncoderConfig) -> nn.Module:
     return encoder(config)
 
 
+def encoder_width(config: EncoderConfig) -> int:
+    """Width of a row of the encoder that `config` describes; no weight is made for it.
+
+    >>> encoder_width(LstmConfig(widths=(8, 6)))
+    6
+    """
+    with torch.device("meta"):
+        return cast(int, build_encoder(config).width)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransducerConfig:
     """The network, as a checkpoint stores it.
@@ -88,6 +98,11 @@ class TransducerConfig:
     @property
     def num_features(self) -> int:
         return self.encoder.num_features
+
+    def with_ends(self, *, num_features: int, num_outputs: int) -> TransducerConfig:
+        """The same network for other features and labels."""
+        encoder = dataclasses.replace(self.encoder, num_features=num_features)
+        return dataclasses.replace(self, encoder=encoder, num_outputs=num_outputs)
 
     def to_json(self) -> dict:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

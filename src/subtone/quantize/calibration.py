@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from subtone.models import is_transducer
+from subtone.models.hearing import hear_through, paths_of
 from subtone.quantize.method import Batch
 from subtone.quantize.weights import Weight, holders_of, quantizable_weights, weight_kind
 
@@ -67,6 +69,13 @@ class ChannelMoment(Statistic):
         return (flat.T @ flat)[None]
 
 
+class HiddenMoment(ChannelMoment):
+    """The same of an LSTM's hidden states as they come back: all that it gives but the last of each utterance.
+
+    The first state, zeros, adds nothing and is not counted.
+    """
+
+
 class TapMoment(Statistic):
     """The same over the taps of each channel of a depthwise Conv1d: (in, taps, taps).
 
@@ -93,7 +102,18 @@ def second_moment_of(weight: Weight) -> Statistic:
 
     (groups, columns, columns) as compensation.py takes it.
     """
-    return TapMoment() if weight.kind == "depthwise" else ChannelMoment()
+    if weight.kind == "depthwise":
+        return TapMoment()
+    is_recurrent = weight.kind == "lstm" and weight.name.startswith("weight_hh")
+    return HiddenMoment() if is_recurrent else ChannelMoment()
+
+
+def can_be_watched(weight: Weight) -> bool:
+    """Whether hooks see what `weight` multiplies: of an LSTM only that of one layer and direction."""
+    if weight.kind != "lstm":
+        return True
+    lstm = weight.module
+    return isinstance(lstm, nn.LSTM) and not (lstm.num_layers > 1 or lstm.bidirectional or lstm.proj_size)
 
 
 def gather_input_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, NDArray[np.float32]]:
@@ -111,34 +131,51 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
 
     In eval mode, one utterance at a time and cut to its length, so that no padding enters whatever the
     model's strides. A weight that several layers share has one statistic of what enters any of them.
-    Nothing is added to those of layers whose inputs cannot be watched (LSTM, embeddings, attention's own
-    weights) or that never ran.
+    A transducer hears as it is served: its predictor what its own greedy search said, its joiner the pairs
+    of a frame and a prefix on that way (hearing.hear_through).
+    Nothing is added to those of layers whose inputs cannot be watched (an LSTM of several layers, embeddings,
+    attention's own weights) or that never ran, as an LSTM that only holds weights for another module.
     """
     statistics: dict[str, list[Statistic]] = {}
     for mapping in wanted:
         for path, statistic in mapping.items():
             statistics.setdefault(path, []).append(statistic)
     weights = quantizable_weights(model)
-    layers = {path: layers_of(model, weights[path].parameter) for path in statistics}
-    handles = [
-        _watch(module, partial(_record, statistics[path], axis, module))
-        for path, of in layers.items()
-        for module, axis in of
-    ]
+    handles: list[Callable[[], None]] = []
+    num_watched = 0
     training = {module: module.training for module in model.modules()}
     model.eval()
+
+    def watch() -> None:
+        nonlocal num_watched
+        for path in statistics:
+            handles.extend(_watched(model, weights[path], statistics[path]))
+        num_watched = len(handles)
+
+    def look_away() -> None:
+        while handles:
+            handles.pop()()
+
+    if not is_transducer(model):
+        watch()
     try:
         with torch.inference_mode():
             for features, lengths in batches:
                 for utterance, length in zip(features, lengths.tolist(), strict=True):
-                    model(utterance[None, :, :length], torch.tensor([length], device=features.device))
+                    heard = utterance[None, :, :length]
+                    if is_transducer(model):
+                        paths = paths_of(model, heard)  # the search is not what is to be watched
+                        watch()
+                        hear_through(model, heard, paths)
+                        look_away()
+                    else:
+                        model(heard, torch.tensor([length], device=features.device))
     finally:
-        for handle in handles:
-            handle()
+        look_away()
         for module, mode in training.items():
             module.training = mode
     seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
-    if handles and not seen:
+    if num_watched and not seen:
         raise ValueError("calibration data holds no frame; give at least one utterance")
     for path, statistic in seen:
         if not statistic.is_finite():
@@ -184,6 +221,33 @@ def _watch(layer: nn.Module, record: Callable[[Tensor], None]) -> Callable[[], N
 
     layer._conv_forward = recording  # type: ignore[method-assign, assignment]
     return lambda: delattr(layer, "_conv_forward")
+
+
+def _watched(model: nn.Module, weight: Weight, statistics: Sequence[Statistic]) -> list[Callable[[], None]]:
+    """Has what `weight` multiplies added to `statistics`, wherever it does; each result ends that at one place."""
+    if weight.kind != "lstm":
+        return [
+            _watch(module, partial(_record, statistics, axis, module))
+            for module, axis in layers_of(model, weight.parameter)
+        ]
+    if not can_be_watched(weight):
+        return []
+    if isinstance(statistics[0], HiddenMoment):
+        return [weight.module.register_forward_hook(_record_hidden(statistics)).remove]
+    record = partial(_record, statistics, -1, weight.module)
+    return [weight.module.register_forward_pre_hook(lambda _, arguments: record(arguments[0])).remove]
+
+
+def _record_hidden(statistics: Sequence[Statistic]) -> Callable[..., None]:
+    def hook(layer: nn.LSTM, inputs: tuple[Any, ...], outputs: tuple[Tensor, Any]) -> None:
+        frames = -2 if layer.batch_first or outputs[0].dim() == 2 else 0
+        hidden = outputs[0].detach()
+        hidden = hidden.narrow(frames, 0, hidden.shape[frames] - 1)
+        for statistic in statistics:
+            if hidden.numel():
+                statistic.add(hidden, layer)
+
+    return hook
 
 
 def _record(statistics: Sequence[Statistic], channel_axis: int, layer: nn.Module, features: Tensor) -> None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.hooks import RemovableHandle
 
+from subtone.models.bifocal import SwitchedLayer
 from subtone.models.checkpoints import Quantization
 from subtone.qtensor import QTensor
 from subtone.quantize.fake import fake_quantize_activations, fake_quantize_weight
@@ -190,6 +191,7 @@ class Native(TrainingMethod):
     def _products(self, model: nn.Module) -> dict[nn.Module, dict[str, Product]]:
         """Module -> parameter's name -> the product by it, wherever activations are quantized."""
         found: dict[nn.Module, dict[str, Product]] = {}
+        switched = [module for module in model.modules() if isinstance(module, SwitchedLayer)]
         for path, of in self.settings.items():
             weight = self.weights[path]
             if not self._is_trained(of) or not of.activation_bits_for(weight.kind):
@@ -197,7 +199,8 @@ class Native(TrainingMethod):
             for module, name in holders_of(model, weight.parameter):
                 if weight_kind(module, name) not in PER_FRAME_KINDS:
                     continue  # an embedding tied to this product has no activations
-                obstacle = self._obstacle(module)
+                is_held = any(module in (one.large, one.small) for one in switched)
+                obstacle = "a SwitchedLayer computes with its weights" if is_held else self._obstacle(module)
                 if obstacle:
                     raise ValueError(
                         f"recipe {self.recipe.name}: activations='dynamic' of {path} cannot be trained, because "

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from subtone.quantize.calibration import second_moment_of, watch_inputs
+from subtone.quantize.calibration import can_be_watched, second_moment_of, watch_inputs
 from subtone.quantize.compensation import compensated
 from subtone.quantize.grids import flatten_weight, unflatten_weight
 from subtone.quantize.method import Batch, Method
@@ -30,7 +30,9 @@ def start_compensated(model: nn.Module, method: Method, batches: Iterable[Batch]
         warnings.filterwarnings("ignore", message=".*the annealing is unfinished")  # it has not begun
         stored = method.stored(model)
     moments = {
-        path: second_moment_of(weights[path]) for path in stored if weights[path].kind in COMPENSATED_KINDS
+        path: second_moment_of(weights[path])
+        for path in stored
+        if weights[path].kind in COMPENSATED_KINDS and can_be_watched(weights[path])
     }
     if not moments:
         raise ValueError(

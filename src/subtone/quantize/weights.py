@@ -21,8 +21,9 @@ PER_FRAME_KINDS: tuple[Kind, ...] = ("linear", "pointwise", "lstm")
 """Weights that meet one frame at a time: their activations may take one scale a frame."""
 UNGROUPED_KINDS: tuple[Kind, ...] = ("depthwise", "embedding")
 """One scale per channel or row: there are no input channels for a group to lie along."""
-COMPENSATED_KINDS: tuple[Kind, ...] = ("linear", "pointwise", "depthwise")
-"""Products whose inputs' second moments are one small matrix: of all channels, or of a channel's taps.
+COMPENSATED_KINDS: tuple[Kind, ...] = ("linear", "pointwise", "depthwise", "lstm")
+"""Products whose inputs' second moments are one small matrix: of all channels, of a channel's taps, of the
+rows or the hidden states that enter an LSTM.
 Those of a kernel with both are as wide as taps times channels, 19200 in Jasper."""
 
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

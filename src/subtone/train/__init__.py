@@ -1,4 +1,4 @@
-"""Training, on Lightning and Lhotse: settings, batches, the CTC module, one run; and the callbacks that
+"""Training, on Lightning and Lhotse: settings, batches, the module, one run; and the callbacks that
 bring quantization into anybody's training."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from subtone.train.callbacks import Quantize
 from subtone.train.fitting import Fitted, fit
-from subtone.train.module import CtcModule
+from subtone.train.module import SpeechModule
 from subtone.train.settings import TrainSettings, TuneSettings
 from subtone.train.tuning import Tuned, tune
 
@@ -25,10 +25,10 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "CtcModule",
     "Fitted",
     "HfQuantize",
     "Quantize",
+    "SpeechModule",
     "TrainSettings",
     "TuneSettings",
     "Tuned",

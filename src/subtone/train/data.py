@@ -115,28 +115,33 @@ def check_utterances(
     frames_per_step: int,
     *,
     fastest: float,
+    is_ctc: bool = True,
 ) -> None:
     """ValueError unless each text has labels and, by its manifest, frames enough for them.
 
-    No file is opened: what a file really holds, FeatureDataset checks when it reads it.
+    Without `is_ctc` that is one row: a transducer says any number of labels at each. No file is opened: what
+    a file really holds, FeatureDataset checks when it reads it.
     """
     if not utterances:
         raise ValueError(f"{name} has no utterances; give at least one")
     for utterance in utterances:
-        needed = frames_needed(
-            tokenizer.encode(reference_of(utterance.text, tokenizer, utterance.audio_path))
-        )
+        labels = tokenizer.encode(reference_of(utterance.text, tokenizer, utterance.audio_path))
         frames = front_end.num_frames(num_samples_of(utterance, front_end.rate_hz, fastest))
-        steps = num_steps(frames, frames_per_step)
-        if needed == 0:
+        if not labels:
             raise ValueError(
                 f"{utterance.audio_path}: no label for any character of text={utterance.text!r:.60}; "
                 f"write the words in {''.join(tokenizer.alphabet)!r} or leave it out of {name}"
             )
-        if needed > steps:
+        steps = num_steps(frames, frames_per_step)
+        if is_ctc and frames_needed(labels) > steps:
             raise ValueError(
-                f"{utterance.audio_path} has {steps} frames for {needed} labels of {utterance.text!r:.60}; "
-                f"leave it out of {name}"
+                f"{utterance.audio_path} has {steps} frames for {frames_needed(labels)} labels of "
+                f"{utterance.text!r:.60}; leave it out of {name}"
+            )
+        if not is_ctc and frames < frames_per_step:
+            raise ValueError(
+                f"{utterance.audio_path} has frames={frames} of features, and a row of the encoder takes "
+                f"{frames_per_step}; leave it out of {name}"
             )
 
 
@@ -144,17 +149,21 @@ class FeatureDataset(Dataset[Batch]):
     """What the sampler drew, as a Batch; features are computed once and kept.
 
     `frames_per_step`: feature frames from one row of the network's logits to the next. A sound
-    that gives fewer rows than CTC needs for its text has an infinite loss, and is refused.
+    that gives fewer rows than CTC needs for its text has an infinite loss, and is refused. Without
+    `is_ctc`, for a transducer, one that gives no row is.
 
     Raises, when a batch is drawn:
         ValueError: a text with digits that the labels lack; a sound too short for its text.
         AudioError: sound that cannot be read. Each names the file.
     """
 
-    def __init__(self, front_end: MelFrontEnd, tokenizer: Tokenizer, *, frames_per_step: int = 1) -> None:
+    def __init__(
+        self, front_end: MelFrontEnd, tokenizer: Tokenizer, *, frames_per_step: int = 1, is_ctc: bool = True
+    ) -> None:
         self.front_end = front_end
         self.tokenizer = tokenizer
         self.frames_per_step = frames_per_step
+        self.is_ctc = is_ctc
         self._kept: dict[str, NDArray[np.float32]] = {}
         self._kept_bytes = 0
         self._keeping = threading.Lock()
@@ -196,8 +205,12 @@ class FeatureDataset(Dataset[Batch]):
 
     def _check_frames(self, cut: MonoCut, num_frames: int, labels: Sequence[int]) -> None:
         """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
-        steps = num_steps(num_frames, self.frames_per_step)
-        needed, speed = frames_needed(labels), cut.custom["speed"]
+        speed = cut.custom["speed"]
+        # A transducer needs a whole row; encoders that join frames drop a part of one.
+        steps = (
+            num_steps(num_frames, self.frames_per_step) if self.is_ctc else num_frames // self.frames_per_step
+        )
+        needed = frames_needed(labels) if self.is_ctc else 1
         heard_s = num_frames * self.front_end.hop_samples / self.front_end.rate_hz * speed
         if needed > steps:
             raise ValueError(

@@ -19,17 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from subtone.models.quartznet import masked
+from subtone.models.transducer import ENCODERS
 
 
-def divergence(meant: Tensor, heard: Tensor, lengths: Tensor) -> Tensor:
-    """KL(meant || heard) a frame, of log-probabilities (B, T, V), the mean over the first `lengths` (B,) of each.
+def divergence(meant: Tensor, heard: Tensor, is_valid: Tensor) -> Tensor:
+    """KL(meant || heard) of log-probabilities (..., V), the mean over those that `is_valid` (...) marks.
 
-    >>> even = torch.full((1, 3, 2), 0.5).log()
-    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), torch.tensor([2]))), 4)
+    >>> even, is_valid = torch.full((1, 3, 2), 0.5).log(), torch.tensor([[True, True, False]])
+    >>> round(float(divergence(even, torch.tensor([0.25, 0.75]).log().expand(1, 3, 2), is_valid)), 4)
     0.1438
     """
-    frames = torch.arange(heard.shape[1], device=heard.device)
-    is_valid = frames < lengths[:, None].to(heard.device)
     return (meant.exp() * (meant - heard)).sum(-1)[is_valid].mean()
 
 
@@ -74,8 +73,9 @@ def matching_layers(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
 def outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Within it, what each of `layers` gave last, by path.
 
-    Of one that gives (features (B, C, T), lengths (B,)), as our blocks do, the features within the lengths:
-    what lies in the padding is nobody's. What comes behind a layer sees its values without a gradient.
+    Of one that gives features and lengths (B,), the features within the lengths: what lies in the padding is
+    nobody's. An encoder gives (B, T, D), a block (B, C, T). Of an LSTM, which knows no lengths, all. What
+    comes behind a layer sees its values without a gradient.
     """
     outputs: dict[str, Tensor] = {}
     handles = [layer.register_forward_hook(partial(_cut, outputs, path)) for path, layer in layers.items()]
@@ -91,5 +91,10 @@ def _cut(outputs: dict[str, Tensor], path: str, layer: nn.Module, inputs: Any, o
         outputs[path] = output
         return output.detach()
     features, lengths = output
-    outputs[path] = masked(features, lengths)
+    if isinstance(lengths, Tensor):
+        frames_first = type(layer) in [encoder for _, encoder in ENCODERS.values()]
+        channels = features.transpose(1, 2) if frames_first else features
+        outputs[path] = masked(channels, lengths)
+    else:  # no lengths, or the states of an LSTM
+        outputs[path] = features
     return features.detach(), lengths

@@ -22,19 +22,21 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from subtone.files import replacing
-from subtone.models import Network, build_ctc, ctc_preset
+from subtone.models import Network, TransducerNetwork, build, is_transducer, preset
 from subtone.models.checkpoints import Checkpoint
+from subtone.models.options import with_options
 from subtone.speech.data import Utterance
-from subtone.speech.features import FrontEnd
 from subtone.speech.front_end import MelFrontEnd
-from subtone.speech.text import CharTokenizer, Tokenizer, WordErrors
+from subtone.speech.text import Tokenizer, WordErrors
+from subtone.train.averaging import KeepEpochs, mean_of
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, loader, longest_s
-from subtone.train.module import CtcModule
+from subtone.train.ends import ENGLISH as ENGLISH
+from subtone.train.ends import front_end_of, tokenizer_of
+from subtone.train.module import SpeechModule
 from subtone.train.settings import Learning, TrainSettings
 
 Precision = Literal["32-true", "bf16-mixed"]
 STATE_NAME = "training.ckpt"
-ENGLISH = CharTokenizer(tuple(" abcdefghijklmnopqrstuvwxyz'"))
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +56,12 @@ def fit(
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
     front_end: MelFrontEnd | None = None,
-    tokenizer: Tokenizer = ENGLISH,
+    tokenizer: Tokenizer | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """Train `settings.model` on `train`; the last step's weights, which one cycle ends on.
+    """Train `settings.model` on `train`; the last step's weights, or the mean of the last epochs'.
+
+    `front_end` and `tokenizer` are those of the settings, unless given.
 
     After each epoch the state goes to `folder/training.ckpt`, whole or not at all. A call
     that finds one goes on from there and ends, on the same machine and number of threads, with
@@ -73,31 +77,40 @@ def fit(
     """
     if not dev:
         raise ValueError("dev has no utterances; give at least one")
-    front_end = front_end or FrontEnd()
+    front_end = front_end or front_end_of(settings.front_end, train)
+    tokenizer = tokenizer or tokenizer_of(settings.num_pieces, train)
     torch.manual_seed(settings.seed)
     ends = {"num_features": front_end.num_features, "num_outputs": len(tokenizer.labels) + 1}
-    config = ctc_preset(settings.model).with_ends(**ends)
-    network = build_ctc(config.to_json())
-    module = CtcModule(network, tokenizer=tokenizer, settings=settings)
-    run(folder, module, train=train, dev=dev, front_end=front_end, progress=progress)
+    config = with_options(preset(settings.model), settings.model_options).with_ends(**ends)
+    network = build(config.to_json())
+    module = SpeechModule(network, tokenizer=tokenizer, settings=settings, num_mels=front_end.num_mels)
+    run(
+        folder,
+        module,
+        train=train,
+        dev=dev,
+        front_end=front_end,
+        progress=progress,
+        averaged_epochs=settings.averaged_epochs,
+    )
     checkpoint = Checkpoint(network=network.cpu().eval(), front_end=front_end, tokenizer=tokenizer)
     return Fitted(checkpoint=checkpoint, dev_errors=module.errors)
 
 
 def check_speech(
-    module: CtcModule, *, train: Sequence[Utterance], dev: Sequence[Utterance], front_end: MelFrontEnd
+    module: SpeechModule, *, train: Sequence[Utterance], dev: Sequence[Utterance], front_end: MelFrontEnd
 ) -> None:
     """ValueError if `run` could not learn from `train` or be measured on `dev`, which may be empty."""
-    steps = cast(Network, module.network).frames_per_step
-    fastest = max(module.settings.speeds)
-    check_utterances("train", train, front_end, module.tokenizer, steps, fastest=fastest)
+    steps = cast(Network | TransducerNetwork, module.network).frames_per_step
+    fastest, is_ctc = max(module.settings.speeds), not is_transducer(module.network)
+    check_utterances("train", train, front_end, module.tokenizer, steps, fastest=fastest, is_ctc=is_ctc)
     if dev:
-        check_utterances("dev", dev, front_end, module.tokenizer, steps, fastest=1.0)
+        check_utterances("dev", dev, front_end, module.tokenizer, steps, fastest=1.0, is_ctc=is_ctc)
 
 
 def run(
     folder: Path | str,
-    module: CtcModule,
+    module: SpeechModule,
     *,
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
@@ -105,19 +118,29 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     callbacks: Sequence[Callback] = (),
     precision: Precision | None = None,
+    averaged_epochs: int = 1,
 ) -> None:
     """Train `module` as its settings say, from the state in `folder` if there is one; see `fit`.
 
     `dev` may be empty; otherwise `module.errors` are those of the last step on it. Its batches hold
-    `batch_s`, or its longest utterance.
+    `batch_s`, or its longest utterance. After more than one of `averaged_epochs` the weights are the mean of
+    those at their ends, and `module.errors` theirs.
     """
     folder, settings = Path(folder), module.settings
-    network = cast(Network, module.network)
+    network = cast(Network | TransducerNetwork, module.network)
     check_speech(module, train=train, dev=dev, front_end=front_end)
     state = folder / STATE_NAME
     module.data = digest_of(train, front_end, module.tokenizer, network)
     epoch = epoch_to_resume(state, module) if state.is_file() else 0
-    dataset = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
+    dataset, dev_set = (
+        FeatureDataset(
+            front_end,
+            module.tokenizer,
+            frames_per_step=network.frames_per_step,
+            is_ctc=not is_transducer(network),
+        )
+        for _ in range(2)
+    )
     train_loader = loader(
         cuts_of(train, rate_hz=front_end.rate_hz, speeds=settings.speeds),
         dataset,
@@ -130,7 +153,6 @@ def run(
     dev_loader = None
     if dev:
         dev_cuts = cuts_of(dev, rate_hz=front_end.rate_hz)
-        dev_set = FeatureDataset(front_end, module.tokenizer, frames_per_step=network.frames_per_step)
         dev_loader = loader(
             dev_cuts,
             dev_set,
@@ -139,10 +161,17 @@ def run(
             is_shuffled=False,
         )
     folder.mkdir(parents=True, exist_ok=True)
+    kept = KeepEpochs(averaged_epochs)
+    if averaged_epochs > 1:
+        callbacks = [kept, *callbacks]
     with quiet_lightning(), plain_interrupt():
         trainer = make_trainer(folder, settings, progress, callbacks, precision)
         ckpt_path = state if state.is_file() else None
         trainer.fit(module, train_loader, dev_loader, ckpt_path=ckpt_path, weights_only=True)
+        if averaged_epochs > 1:
+            network.load_state_dict(mean_of(kept.states))
+            if dev_loader is not None:
+                trainer.validate(module, dev_loader, verbose=False)
 
 
 def digest_of(
@@ -165,7 +194,7 @@ def digest_of(
     return digest.hexdigest()
 
 
-def epoch_to_resume(state: Path, module: CtcModule) -> int:
+def epoch_to_resume(state: Path, module: SpeechModule) -> int:
     """The epoch after the one at whose end `state` was written; ValueError if it is another run's.
 
     A run is what it learns from, its settings and its recipe: `module.data`, `.settings`, `.recipe`.
@@ -244,6 +273,7 @@ def make_trainer(
         # epoch twice (2.6.6), and tells the sampler so.
         max_epochs=-1,
         gradient_clip_val=settings.clip_norm,
+        accumulate_grad_batches=settings.batches_per_step,
         plugins=[WholeFiles()],
         callbacks=[keep_state, Watch(settings.steps, progress), *callbacks],
         use_distributed_sampler=False,  # Lhotse's sampler splits between processes itself

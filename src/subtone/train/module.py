@@ -1,4 +1,4 @@
-"""CTC training of any network that maps features and lengths to logits and lengths.
+"""Training of any network that hears: one with a CTC head, or a transducer.
 
 Letters: B utterances, F features, T frames, V labels and the blank.
 """
@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from subtone.speech.decode import greedy_ctc
 from subtone.speech.text import Tokenizer, WordErrors, word_errors
 from subtone.train.data import Batch
+from subtone.train.objectives import objective_of
+from subtone.train.schedules import schedule_of
 from subtone.train.settings import Learning
 
 STEPS_BETWEEN_LOOKS = 50
@@ -27,8 +28,11 @@ STEPS_BETWEEN_LOOKS = 50
 log = logging.getLogger(__name__)
 
 
-class CtcModule(lightning.LightningModule):
-    """`network(features (B, F, T), lengths (B,))` gives logits (B, T', V) and their lengths (B,).
+class SpeechModule(lightning.LightningModule):
+    """Trains `network` by the objective of its kind (objectives.py).
+
+    * With a CTC head: `network(features (B, F, T), lengths (B,))` gives logits (B, T', V) and lengths (B,).
+    * A transducer also takes labels (B, U) and their lengths, and gives a lattice of logits, or two.
 
     What is random in a step (masks, dropout) follows from the seed and the number of the step
     alone, so that a resumed run draws what the uninterrupted one would have.
@@ -41,11 +45,15 @@ class CtcModule(lightning.LightningModule):
         tokenizer: Tokenizer,
         settings: Learning,
         recipe: Mapping[str, Any] | None = None,
+        num_mels: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_mels = num_mels
+        """Of a single frame, where several are stacked in a row: what is masked is a band of all of them."""
         self.network = network
         self.tokenizer = tokenizer
         self.settings = settings
+        self.objective = objective_of(network, blank_index=tokenizer.blank_index)
         self.recipe = dict(recipe or {})
         """What decides the run beside `settings`, as plain JSON; it travels in the checkpoint."""
         self.data = ""
@@ -59,11 +67,10 @@ class CtcModule(lightning.LightningModule):
         self._steps_before = 0
         self._num_checked = 0
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(features, lengths)
-
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.global_step)
+        batches_a_step = self.settings.batches_per_step
+        index = self.global_step * batches_a_step + batch_index % batches_a_step
+        torch.manual_seed(self.settings.seed * 1_000_003 + index)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         settings = self.settings
@@ -73,6 +80,7 @@ class CtcModule(lightning.LightningModule):
             masks=settings.masks,
             mask_mels=settings.mask_mels,
             mask_frames=settings.mask_frames,
+            num_mels=self.num_mels,
         )
         loss = self.loss(features, batch)
         self._losses.append(loss.detach())
@@ -82,25 +90,14 @@ class CtcModule(lightning.LightningModule):
 
     def loss(self, features: Tensor, batch: Batch) -> Tensor:
         """Of `features`, those of `batch` as the network is to hear them."""
-        logits, lengths = self(features, batch.lengths)
-        return self.ctc(logits.float().log_softmax(dim=-1), lengths, batch)
-
-    def ctc(self, log_probabilities: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-        """CTC loss a label, the mean over utterances, of (B, T, V)."""
-        return nn.functional.ctc_loss(
-            log_probabilities.transpose(0, 1),
-            batch.labels,
-            lengths,
-            batch.label_lengths,
-            blank=self.tokenizer.blank_index,
-        )
+        return self.objective.loss(self.objective.pass_through(self.network, features, batch), batch)
 
     def check_losses(self) -> None:
         """ValueError at the first loss since the last look that is not finite."""
         fresh = torch.tensor([float(loss) for loss in self._losses[self._num_checked :]])
         wrong = (~torch.isfinite(fresh)).nonzero().flatten().tolist()
         if wrong:
-            step = self._steps_before + self._num_checked + wrong[0] + 1
+            step = self._steps_before + (self._num_checked + wrong[0]) // self.settings.batches_per_step + 1
             raise self._diverged(
                 f"at step {step} of {self.settings.steps} the loss is {float(fresh[wrong[0]])}"
             )
@@ -146,9 +143,7 @@ class CtcModule(lightning.LightningModule):
         self.errors = WordErrors()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        logits, lengths = self(batch.features, batch.lengths)
-        for rows, length, text in zip(logits.float().cpu().numpy(), lengths, batch.texts, strict=True):
-            labels = greedy_ctc(rows[: int(length)], self.tokenizer.blank_index)
+        for labels, text in zip(self.objective.hear(self.network, batch), batch.texts, strict=True):
             self.errors += word_errors(text, self.tokenizer.decode(labels))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -160,29 +155,32 @@ class CtcModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(
             self.parameter_groups(), betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=settings.steps,
-            pct_start=settings.warmup_share,
-            cycle_momentum=False,
-        )
+        schedule = schedule_of(optimizer, settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def mask_features(
-    features: Tensor, lengths: Tensor, *, masks: int, mask_mels: int, mask_frames: int
+    features: Tensor,
+    lengths: Tensor,
+    *,
+    masks: int,
+    mask_mels: int,
+    mask_frames: int,
+    num_mels: int | None = None,
 ) -> Tensor:
     """`features` (B, F, T) with bands and spans set to 0, their mean over the utterance.
 
     SpecAugment (Park et al. 2019) without time warping: in each utterance `masks` bands, each of
-    0 to `mask_mels` features, and `masks` spans, each of 0 to `mask_frames` valid frames.
+    0 to `mask_mels` features, and `masks` spans, each of 0 to `mask_frames` valid frames. Rows of several
+    frames of `num_mels` lose the same band of each.
     """
     batch_size, num_features, num_frames = features.shape
     is_hidden = torch.zeros(features.shape, dtype=torch.bool, device=features.device)
-    whole = torch.full((batch_size,), num_features, device=features.device)
+    num_mels = num_mels or num_features
+    whole = torch.full((batch_size,), num_mels, device=features.device)
     for _ in range(masks):
-        is_hidden |= random_span(whole, mask_mels, num_features)[:, :, None]
+        band = random_span(whole, mask_mels, num_mels).repeat(1, num_features // num_mels)
+        is_hidden |= band[:, :, None]
         is_hidden |= random_span(lengths, mask_frames, num_frames)[:, None, :]
     return features.masked_fill(is_hidden, 0.0)
 

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from subtone.models import ctc_preset
+from subtone.models import preset
+from subtone.models.options import with_options
 from subtone.quantize.errors import one_line
 from subtone.quantize.rules import STRICT, Recipe
+from subtone.train.ends import check_front_end
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,8 +31,11 @@ class Learning(pydantic.BaseModel):
     * `batch_s`: seconds of speech in a batch, padding included.
     * `epoch_s`: seconds of speech after which the state is saved and the dev set heard; left out,
       all there is. A corpus is divided into as many epochs of about this length, drawn by the seed.
-    * `learning_rate`: the highest; it rises over `warmup_share` of the steps and falls to almost
-      nothing along a half cosine (one cycle). AdamW with `weight_decay`.
+    * `batches_per_step`: batches whose gradients are averaged before a step (accumulation), so that a
+      large batch needs the memory of a small one.
+    * `learning_rate`: the highest; it rises over `warmup_share` of the steps. "one-cycle" then lets it fall
+      to almost nothing along a half cosine, "noam" by the root of the steps (schedules.py). AdamW with
+      `weight_decay`.
     * `speeds`: each utterance is also heard resampled by these factors (pitch moves with speed).
     * `masks` bands of up to `mask_mels` features and `masks` spans of up to `mask_frames` frames
       are blanked in every utterance of every batch (SpecAugment without time warping).
@@ -41,6 +46,8 @@ class Learning(pydantic.BaseModel):
     steps: Annotated[int, Field(ge=2)]
     batch_s: Annotated[float, Field(gt=0)]
     epoch_s: Annotated[float, Field(gt=0)] | None = None
+    batches_per_step: Annotated[int, Field(ge=1)] = 1
+    schedule: Literal["one-cycle", "noam"] = "one-cycle"
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_share: Share = 0.15
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -54,6 +61,8 @@ class Learning(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check_warmup(self) -> Learning:
         """torch's OneCycleLR divides by the steps between its ends, and neither part may have one step only."""
+        if self.schedule != "one-cycle":
+            return self
         if self.warmup_share == 1:
             raise ValueError("warmup_share=1.0 leaves no step for the rate to fall; 0.15 is usual")
         if self.warmup_share * self.steps == 1:
@@ -74,15 +83,26 @@ class Learning(pydantic.BaseModel):
 class TrainSettings(Learning):
     """A float model from nothing: what every run has, and
 
-    * `model`: a preset of `subtone.models.CTC_MODELS`.
+    * `model`: a preset of `subtone.models.MODELS`, and `model_options` that replace parts of it:
+      `{joint_width = 128, encoder = {widths = [192, 192]}}` (models/options.py).
+    * `front_end`: what it hears: `kind` and the fields of that front end, `normalize` as a name
+      (ends.py); left out, QuartzNet's.
+    * `num_pieces`: its labels are so many pieces of words, learnt from the training texts; left out,
+      the letters of English.
+    * `averaged_epochs`: the result is the mean of the weights at the end of so many last epochs.
     """
 
     name: str
     model: str
+    model_options: dict[str, Any] = {}
+    front_end: dict[str, Any] = {}
+    num_pieces: Annotated[int, Field(ge=1)] | None = None
+    averaged_epochs: Annotated[int, Field(ge=1)] = 1
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> TrainSettings:
-        ctc_preset(self.model)
+        with_options(preset(self.model), self.model_options)
+        check_front_end(self.front_end)
         return self
 
     @classmethod

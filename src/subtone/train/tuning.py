@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtone.models import Network
+from subtone.models import Network, TransducerNetwork, is_transducer
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize import Recipe, TrainingMethod, decoded_twin, method_of
 from subtone.quantize.simulate import simulate
@@ -24,24 +24,25 @@ from subtone.train.callbacks import Quantize
 from subtone.train.data import Batch, FeatureDataset, cuts_of, loader, longest_s
 from subtone.train.distillation import divergence, matching_layers, outputs_of, relative_error
 from subtone.train.fitting import check_speech, run
-from subtone.train.module import CtcModule
+from subtone.train.module import SpeechModule
 from subtone.train.settings import TuneSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A checkpoint in few bits, and how it came there: `curve` has a row an epoch (CtcModule)."""
+    """A checkpoint in few bits, and how it came there: `curve` has a row an epoch (SpeechModule)."""
 
     checkpoint: Checkpoint
     curve: list[dict[str, float]]
 
 
-class TuneModule(CtcModule):
-    """CTC training of a network that can hear already, and may listen to what `teacher` hears.
+class TuneModule(SpeechModule):
+    """Training of a network that can hear already, and may listen to what `teacher` hears.
 
-    The loss is `(1 - distillation)` of CTC and `distillation` of how far it is from what the teacher has:
-    the divergence of what it hears in each valid frame, or the relative error of `distilled_layers`
-    (distillation.py). The teacher hears features without masks.
+    The loss is `(1 - distillation)` of CTC or the transducer's, and `distillation` of how far it is from what
+    the teacher has: the divergence of what it hears in each valid frame (a transducer: in each frame behind
+    each part of the text), or the relative error of `distilled_layers` (distillation.py). The teacher hears
+    features without masks.
     """
 
     settings: TuneSettings
@@ -54,7 +55,13 @@ class TuneModule(CtcModule):
         teacher: nn.Module | None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(checkpoint.network, tokenizer=checkpoint.tokenizer, settings=settings, recipe=recipe)
+        super().__init__(
+            checkpoint.network,
+            tokenizer=checkpoint.tokenizer,
+            settings=settings,
+            recipe=recipe,
+            num_mels=checkpoint.front_end.num_mels,
+        )
         assert (teacher is None) == (not settings.distillation)
         self._teacher = (teacher,)  # within a tuple, so that no checkpoint and no optimizer finds it
         pattern = settings.distilled_layers
@@ -79,15 +86,19 @@ class TuneModule(CtcModule):
         if teacher is None:
             return super().loss(features, batch)
         with torch.no_grad(), outputs_of(self._teachers_layers) as meant_inside:
-            meant = teacher.to(self.device)(batch.features, batch.lengths)[0]
+            meant = self.objective.pass_through(teacher.to(self.device), batch.features, batch)
         with outputs_of(self._layers) as given_inside:
-            logits, lengths = self(features, batch.lengths)
-        heard = logits.float().log_softmax(dim=-1)
+            given = self.objective.pass_through(self.network, features, batch)
         if self._layers:
             distance = relative_error(given_inside, meant_inside)
         else:
-            distance = divergence(meant.float().log_softmax(dim=-1), heard, lengths)
-        return share * distance + (1 - share) * self.ctc(heard, lengths, batch) if share < 1 else distance
+            is_valid = self.objective.is_valid(given, batch)
+            distances = [
+                divergence(theirs.float().log_softmax(-1), ours.float().log_softmax(-1), is_valid)
+                for theirs, ours in zip(meant.logits, given.logits, strict=True)
+            ]
+            distance = torch.stack(distances).mean()
+        return share * distance + (1 - share) * self.objective.loss(given, batch) if share < 1 else distance
 
 
 def tune(
@@ -144,7 +155,7 @@ def tune(
         callbacks=[callback] if callback else [],
         precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
     )
-    network = cast(Network, network.cpu().eval())
+    network = cast(Network | TransducerNetwork, network.cpu().eval())
     quantization = callback.freeze() if callback else method.freeze(network)
     twin = decoded_twin(network, quantization)
     if settings.recalibration_batches:
@@ -195,8 +206,12 @@ def batches_of(
     """The first `count` batches of as many passes over `train` as they need, at its own speed."""
     front_end = checkpoint.front_end
     cuts = cuts_of(train, rate_hz=front_end.rate_hz)
+    network = checkpoint.network
     dataset = FeatureDataset(
-        front_end, checkpoint.tokenizer, frames_per_step=checkpoint.network.frames_per_step
+        front_end,
+        checkpoint.tokenizer,
+        frames_per_step=network.frames_per_step,
+        is_ctc=not is_transducer(network),
     )
     batch_s = max(settings.batch_s, longest_s(cuts))
     passes = (
