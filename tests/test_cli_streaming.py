@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -39,6 +43,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pcm_of(path: Path) -> bytes:
     return soundfile.read(path, dtype="int16")[0].astype("<i2").tobytes()
+
+
+def bytes_in(pipe: IO[bytes]) -> int:
+    """What nobody has read yet."""
+    return struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)))[0]
 
 
 def test_a_stream_ends_as_the_whole_file_reads(workplace: Path) -> None:
@@ -94,7 +103,9 @@ def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path) -> None:
         assert running.stdin is not None
         running.stdin.write(pcm_of(workplace / "a.wav"))
         running.stdin.flush()
-        time.sleep(5)
+        while bytes_in(running.stdin):  # until all of it is on its way through the model
+            time.sleep(0.05)
+        time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     assert running.returncode == 1

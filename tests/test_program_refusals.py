@@ -161,10 +161,6 @@ def program_with(op: Op) -> Program:
         (attention(left=-2), "(attention of y) has left=-2; use -1 to 16777216"),
         (attention(right=2**24 + 1), "(attention of y) has right=16777217; use -1 to 16777216"),
         (attention(value="five"), "needs equal widths, not {'query': 4, 'key': 4, 'value': 5}"),
-        (
-            attention(positions="table", left=2),
-            "has left=2 and right=-1; with positions both are limited, or none",
-        ),
         (attention(position_bias="v"), "(attention of y) has a position_bias and no positions"),
         (attention(content_bias="short"), "needs content_bias of (4,), short does not fit"),
         (
