@@ -314,7 +314,7 @@ def zoo_lines(zoo: Mapping[str, Any]) -> list[str]:
     return [
         "## Every preset at full width",
         "",
-        f"Random weights (seed {zoo['seed']}), {zoo['seconds']} s of speech, one thread. MB of the packed files; kB of the header at "
+        f"Random weights (seed {zoo['seed']}; QuartzNet15x5's are trained), {zoo['seconds']} s of speech, one thread. MB of the packed files; kB of the header at "
         f"4 bits; peak resident MB of a process that loads the file and hears (an empty one: {zoo['empty_process_mb']:.0f}).",
         "",
         *_table(
