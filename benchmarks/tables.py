@@ -335,8 +335,8 @@ def zoo_lines(zoo: Mapping[str, Any]) -> list[str]:
         "Agreement with torch: the share of rows with the same largest column, and the largest difference over the largest value. "
         'First against torch with the decoded weights and the same rounding of activations ("twin"), then with float activations, then '
         "the joiner's logits along a greedy path of the float network, against the twin. Where sums in another order round one "
-        "activation to the next level, what follows differs by levels: deep random networks do so everywhere, and the twin is no "
-        "nearer than float activations.",
+        "activation to the next level, what follows differs by a level, so behind many layers the twin is hardly nearer than float "
+        "activations. A dash: not measured for that row.",
         "",
         *_table(
             "preset | recipe | twin: same | difference | float: same | difference | joiner: same | difference",
