@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/zoo.py                      # all, the smallest first
     .venv/bin/python benchmarks/zoo.py s8bqat-m1 cascaded   # some
 
-The weights are random (a seed for all, BatchNorm statistics of the utterance), the utterance is 10 s of real speech
+The weights are random (a seed for all, BatchNorm statistics of the utterance) where ../shared has none trained, the utterance is 10 s of real speech
 where ../shared has some, else noise: bytes, memory, time and the agreement of packed and fake-quantized network do
 not need words. One thread everywhere; all candidates in turn in one process, the order drawn each round; CPU time
 of that thread, which neighbours on the machine disturb least. What is timed of a transducer is its encoder, of a
@@ -82,7 +82,7 @@ def main() -> None:
             continue
         print(name, flush=True)
         start = time.perf_counter()
-        row = measure(name, samples, arguments.rounds)
+        row = measure(name, samples, arguments.rounds, arguments.shared)
         row["measured_s"] = round(time.perf_counter() - start, 1)
         write_text(path, json.dumps(row, indent=1) + "\n")
     done = sorted(arguments.work.glob("*.json"), key=lambda path: counts(path.stem).parameters)
@@ -112,12 +112,12 @@ def speech(shared: Path) -> np.ndarray:
     return np.random.default_rng(SEED).normal(0, 0.1, SECONDS * RATE_HZ).astype(np.float32)
 
 
-def measure(name: str, samples: np.ndarray, rounds: int) -> dict[str, Any]:
+def measure(name: str, samples: np.ndarray, rounds: int, shared: Path) -> dict[str, Any]:
     """The row of one preset."""
     config = MODELS[name]
     front_end = FRONT_ENDS[config.num_features]
     features = front_end(samples)
-    checkpoint = checkpoint_of(name, features, seed=SEED)
+    checkpoint = checkpoint_of(name, features, seed=SEED, shared=shared)
     network = checkpoint.network
     heard = Heard(network)
     given = torch.from_numpy(features).T[None].contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from subtone.models import TransducerNetwork, build, is_transducer, preset
 from subtone.models.cascaded import Cascaded
-from subtone.models.checkpoints import Checkpoint
+from subtone.models.checkpoints import Checkpoint, load_checkpoint
 from subtone.models.hearing import encoded
 from subtone.runtime.engine import load_engine
 from subtone.runtime.session import Session
@@ -25,9 +26,11 @@ FRONT_ENDS: dict[int, Any] = {
     512: KaldiFbank(num_mels=128, stack=4, stride=3, fft_size=1024),
 }
 """Width of a frame -> what makes it of sound."""
-NORM_BIAS = 1.0
+NORM_BIAS = 2.0
 """Of BatchNorms, in their deviations: most values pass the ReLU behind. With 0 a random network amplifies what enters
 by some 1.2 a layer: in QuartzNet15x5 the last bit of a float became 5 % of the logits."""
+TRAINED = {"quartznet15x5": "models/quartznet15x5-en.nemo"}
+"""Preset -> where trained weights of it lie."""
 PATH_FRAMES = 100
 """Frames of the encoder that the greedy path of the comparison crosses."""
 
@@ -45,8 +48,11 @@ class Heard(nn.Module):
         return self.network(features)[0]
 
 
-def checkpoint_of(name: str, features: np.ndarray, *, seed: int) -> Checkpoint:
-    """Preset `name`, its weights drawn, its BatchNorms' statistics those of `features` (T, F)."""
+def checkpoint_of(name: str, features: np.ndarray, *, seed: int, shared: Path | None = None) -> Checkpoint:
+    """Preset `name`, its weights drawn, its BatchNorms' statistics those of `features` (T, F); or trained, if `shared`
+    has it."""
+    if shared and name in TRAINED and (shared / TRAINED[name]).exists():
+        return load_checkpoint(shared / TRAINED[name])
     config = preset(name)
     torch.manual_seed(seed)
     network = build(config.to_json())

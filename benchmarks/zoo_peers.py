@@ -31,12 +31,12 @@ def int8_session(heard: nn.Module, features: np.ndarray, folder: Path) -> Any:
 
 
 def machine_bounds() -> dict[str, float]:
-    """The best that one thread did in 51 turns: float products by torch's own matrix product, four times as many of
+    """The best that one thread did in 200 turns: float products by torch's own matrix product, four times as many of
     int8 (a vector holds four times the values), and bytes read from the cache that holds a layer."""
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
     weights = torch.ones(CACHE_BYTES // 4)
     products, reads = [], []
-    for _ in range(51):
+    for _ in range(200):
         start = time.thread_time()
         left @ right
         middle = time.thread_time()
