@@ -154,6 +154,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
         for handle in handles:
             handle.remove()
 
+    num_heard = 0
     if not is_transducer(model):
         watch()
     try:
@@ -161,6 +162,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
             for features, lengths in batches:
                 for utterance, length in zip(features, lengths.tolist(), strict=True):
                     heard = utterance[None, :, :length]
+                    num_heard += length > 0
                     if is_transducer(model):
                         paths = paths_of(model, heard)  # the search is not what is to be watched
                         watch()
@@ -173,7 +175,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
         for module, mode in training.items():
             module.training = mode
     seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
-    if handles and not seen:
+    if statistics and not num_heard:
         raise ValueError("calibration data holds no frame; give at least one utterance")
     for path, statistic in seen:
         if not statistic.is_finite():
