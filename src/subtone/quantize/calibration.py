@@ -142,20 +142,18 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
             statistics.setdefault(path, []).append(statistic)
     weights = quantizable_weights(model)
     handles: list[Callable[[], None]] = []
-    num_watched = 0
     training = {module: module.training for module in model.modules()}
     model.eval()
 
     def watch() -> None:
-        nonlocal num_watched
         for path in statistics:
             handles.extend(_watched(model, weights[path], statistics[path]))
-        num_watched = len(handles)
 
     def look_away() -> None:
         while handles:
             handles.pop()()
 
+    num_heard = 0
     if not is_transducer(model):
         watch()
     try:
@@ -163,6 +161,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
             for features, lengths in batches:
                 for utterance, length in zip(features, lengths.tolist(), strict=True):
                     heard = utterance[None, :, :length]
+                    num_heard += length > 0
                     if is_transducer(model):
                         paths = paths_of(model, heard)  # the search is not what is to be watched
                         watch()
@@ -175,7 +174,7 @@ def watch_inputs(model: nn.Module, batches: Iterable[Batch], *wanted: Mapping[st
         for module, mode in training.items():
             module.training = mode
     seen = [(path, of) for path, several in statistics.items() for of in several if of.num_frames]
-    if num_watched and not seen:
+    if statistics and not num_heard:
         raise ValueError("calibration data holds no frame; give at least one utterance")
     for path, statistic in seen:
         if not statistic.is_finite():
