@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from subtone.command_output import progress_bar, say, show, stage
-from subtone.commands.arguments import AsJson, Limit, out_and_run
+from subtone.commands.arguments import AsJson, Limit, out_and_run, recognizer_of
 from subtone.files import claimed
 
 if TYPE_CHECKING:
@@ -24,15 +25,21 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the corpus and of training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The whole flow on a spoken corpus that it makes itself, in minutes; ends with a table.
+    """The whole flow on a spoken corpus that it makes itself, in minutes; ends with a table and a sentence as it comes.
 
     Example: subtone demo
     """
-    from subtone.demo import run_demo
+    from subtone.commands.streaming import Line, hear_stream, sound_of, streaming
+    from subtone.demo import STREAMED, run_demo, sentence
     from subtone.report.tables import evaluation
 
     rows = run_demo(folder, bar=stage, seed=seed)
     show(rows, as_json=as_json, table=None if as_json else evaluation(rows))
+    if not as_json:
+        file = folder / STREAMED
+        recognizer = streaming(recognizer_of(file, 1), file)
+        line = Line("as it comes: ", is_terminal=sys.stdout.isatty())
+        hear_stream(recognizer, sound_of(sentence(folder), recognizer.front_end.rate_hz, 1.0), line)
 
 
 def data_synth(
