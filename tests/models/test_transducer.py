@@ -165,7 +165,7 @@ def test_the_passes_of_a_cascade_share_the_first_encoder_and_no_decoder() -> Non
     network = random_network(CASCADED)
     features, labels = random_features(9, batch=1), with_start(LABELS[:1], network.blank_index)
     parts = network.entries()
-    frames, rows = parts["encoder"](features)
+    frames, rows = parts["encoder"](features).split((CASCADED.joint_width, network.encoder.width), dim=2)
     encoded = {"": frames, "2": parts["encoder2"](rows)}
     (first, second), _ = network(features, None, LABELS[:1])
     for suffix, logits in (("", first), ("2", second)):
