@@ -44,6 +44,16 @@ def test_masks_hide_at_most_what_is_allowed_and_nothing_else() -> None:
     assert not hidden.all(dim=1)[:, 30:].any()
 
 
+def test_a_band_is_hidden_in_every_frame_of_a_stacked_row() -> None:
+    torch.manual_seed(0)
+    masked = mask_features(
+        torch.ones(50, 12, 9), torch.full((50,), 9), masks=1, mask_mels=3, mask_frames=0, num_mels=4
+    )
+    by_frame = masked.unflatten(1, (3, 4))
+    assert torch.equal(by_frame, by_frame[:, :1].expand_as(by_frame))
+    assert set((masked[:, :, 0] == 0).sum(1).tolist()) == {0, 3, 6, 9}  # of 3 frames, 0 to 3 mels each
+
+
 def test_a_mask_never_exceeds_a_short_utterance() -> None:
     span = random_span(torch.tensor([0, 1, 3]), longest=100, size=5)
     assert span.sum(dim=1).le(torch.tensor([0, 1, 3])).all()
