@@ -28,8 +28,9 @@ $(VENV)/.subtone: $(VENV)/.environment $(BUILT)
 demo: install
 	$(BIN)/subtone demo
 
+# A process for each core; `make test PYTEST_ARGS=-n0` runs one test after the other.
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 bench: install runs/bench.subtone
 	$(BIN)/subtone bench model $(SHARED)/models/quartznet15x5-en.nemo $(SHARED)/data/librispeech/dev-clean-300 \
