@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each, theirs and their children's
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # as many processes as cores: one thread each, theirs and their children's
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -78,6 +78,21 @@ def test_mistakes_are_one_line_each(workplace: Path) -> None:
     assert code == 2
     assert line.endswith("needs the whole utterance and cannot stream; leave out --stream")
     assert complaint("transcribe", whole, "-")[1] == "subtone: - is a stream on stdin; add --stream"
+    streaming = workplace / "s8bqat-m1.subtone"
+    assert (
+        "pace=3.0 has no effect without --stream" in complaint("transcribe", streaming, audio, "--pace", 3)[1]
+    )
+    for pace in ("-1", "1e-9", "nan"):
+        code, line = complaint("transcribe", streaming, audio, "--stream", "--pace", pace)
+        assert (code, "must be 0, or 0.1 to 1000; 1 is real time" in line) == (2, True)
+    assert "- is given twice" in complaint("transcribe", streaming, "-", "-", "--stream")[1]
+    nothing = subprocess.run(
+        [sys.executable, "-m", "subtone", "transcribe", str(streaming), "--stream", "-"],
+        input=b"",
+        capture_output=True,
+        check=False,
+    )
+    assert (nothing.returncode, b"-: has no samples" in nothing.stderr) == (2, True)
     code, line = complaint("transcribe", workplace / "s8bqat-m1", audio, "--beam", 4)
     assert (code, line.startswith("subtone: beam=4 needs a packed file")) == (2, True)
 
@@ -87,7 +102,8 @@ def test_a_beam_is_heard_too(workplace: Path) -> None:
     assert subtone("transcribe", file, audio, "--beam", 2).stdout
 
 
-def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path) -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path, as_json: bool) -> None:
     command = [
         sys.executable,
         "-m",
@@ -98,7 +114,13 @@ def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path) -> None:
         "-",
     ]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, *(["--json"] if as_json else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background has none
     ) as running:
         assert running.stdin is not None
         running.stdin.write(pcm_of(workplace / "a.wav"))
@@ -109,7 +131,8 @@ def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path) -> None:
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert out.decode().strip()
+    words = json.loads(out)[0]["text"] if as_json else out.decode()
+    assert words.strip()
     assert err.decode().startswith("subtone: interrupted")
 
 

@@ -161,6 +161,11 @@ def program_with(op: Op) -> Program:
         (attention(left=-2), "(attention of y) has left=-2; use -1 to 16777216"),
         (attention(right=2**24 + 1), "(attention of y) has right=16777217; use -1 to 16777216"),
         (attention(value="five"), "needs equal widths, not {'query': 4, 'key': 4, 'value': 5}"),
+        (
+            attention(positions="table", left=2),
+            "has left=2 and right=-1; with positions both are limited, or none",
+        ),
+        (attention(positions="table"), "has left=-1 and a table of positions; make them of the utterance's length"),
         (attention(position_bias="v"), "(attention of y) has a position_bias and no positions"),
         (attention(content_bias="short"), "needs content_bias of (4,), short does not fit"),
         (
@@ -172,7 +177,6 @@ def program_with(op: Op) -> Program:
             "has left=1 and positions that depend on an input; make them of constants",
         ),
         (attention(positions="table", left=1, right=2), "(attention of y) has 3 rows of positions, not 4"),
-        (attention(positions="table"), "(attention of y) has 3 rows of positions, not 17"),
         (Sinusoids(input="x", output="y", columns=1), "(sinusoids of y) has columns=1; use 2 to 16777216"),
         (Sinusoids(input="x", output="y", columns=3), "(sinusoids of y) has columns=3; use an even number"),
         (lstm(input="five"), "(lstm of y) reads 5 columns; four gates need a multiple of 4"),

@@ -100,7 +100,7 @@ def test_a_constant_that_no_program_reads_is_refused() -> None:
         ([], PackedFileReason.CORRUPT_HEADER, "parts is not an object"),
         ({"": {}}, PackedFileReason.CORRUPT_HEADER, "name"),
         ({"joiner": {}}, PackedFileReason.BAD_PROGRAM, "the program's keys are"),
-        ({}, PackedFileReason.BAD_PROGRAM, "no operation reads the constant table"),
+        ({}, PackedFileReason.CORRUPT_HEADER, "parts is empty"),
     ],
 )
 def test_parts_that_are_none_are_refused(parts, reason, complaint, tmp_path: Path) -> None:

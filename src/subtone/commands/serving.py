@@ -76,9 +76,12 @@ def transcribe(
         bool, typer.Option("--stream", help="Words as they come; - is raw 16-bit PCM at the model's rate.")
     ] = False,
     pace: Annotated[
-        float, typer.Option(min=0, help="With --stream, a file's pace: 1 is real time, 0 as fast as it goes.")
-    ] = 1.0,
-    beam: Annotated[int, typer.Option(min=0, help="Hypotheses a transducer follows; 0: greedy.")] = 0,
+        float | None,
+        typer.Option(
+            help="With --stream, a file's pace: 1 (as it comes) is real time, 0 as fast as it goes."
+        ),
+    ] = None,
+    beam: Annotated[int, typer.Option(min=0, help="Hypotheses that the search follows; 0: greedy.")] = 0,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +92,15 @@ def transcribe(
     """
     from subtone.speech.audio import AudioError
 
-    hear = (_hear_stream if stream else _hear_file)(recognizer_of(file, threads, beam=beam), file, pace)
+    if pace is not None and not stream:
+        raise ValueError(f"pace={pace} has no effect without --stream; add it, or leave out --pace")
+    if pace and not SLOWEST <= pace <= FASTEST:
+        raise ValueError(f"pace={pace} must be 0, or {SLOWEST} to {FASTEST}; 1 is real time")
+    if [str(path) for path in audio].count("-") > 1:
+        raise ValueError("- is given twice; stdin holds one stream")
+    hear = (_hear_stream if stream else _hear_file)(
+        recognizer_of(file, threads, beam=beam), file, 1.0 if pace is None else pace
+    )
     results: list[dict[str, Any]] = []
     for path in audio:
         try:
@@ -98,11 +109,18 @@ def transcribe(
             complain(str(error))
             result = {"error": str(error)}
         results.append({"audio": str(path), **result})
+        if "interrupted" in result:
+            break
     if as_json:
         show(results, as_json=True, table=None)
+    if "interrupted" in results[-1]:
+        raise KeyboardInterrupt
     if any("error" in result for result in results):
         raise typer.Exit(2)
 
+
+SLOWEST, FASTEST = 0.1, 1000
+"""Paces of a file."""
 
 Hear = Callable[[Path, str | None], dict[str, Any]]
 """What a path's sound says, printed behind a label if there is one."""
@@ -123,11 +141,15 @@ def _hear_file(recognizer: AnyRecognizer, file: Path, pace: float) -> Hear:
 
 def _hear_stream(recognizer: AnyRecognizer, file: Path, pace: float) -> Hear:
     from subtone.commands.streaming import Line, hear_stream, sound_of, streaming
+    from subtone.speech.audio import AudioError
 
     listener = streaming(recognizer, file)
 
     def hear(path: Path, label: str | None) -> dict[str, Any]:
         line = None if label is None else Line(label, is_terminal=sys.stdout.isatty())
-        return hear_stream(listener, sound_of(path, listener.front_end.rate_hz, pace), line)
+        heard = hear_stream(listener, sound_of(path, listener.front_end.rate_hz, pace), line)
+        if not heard["duration_s"] and "interrupted" not in heard:
+            raise AudioError(f"{path}: has no samples; give a sound")
+        return heard
 
     return hear

@@ -36,6 +36,8 @@ def streaming(recognizer: AnyRecognizer, path: Path) -> StreamRecognizer:
 def sound_of(audio: Path, rate_hz: int, pace: float) -> Blocks:
     """`audio` in chunks of CHUNK_S: a file at `pace` times real time (0: at once), or "-": stdin as it comes."""
     if str(audio) == "-":
+        if sys.stdin is None:
+            raise ValueError("stdin is closed; pipe raw 16-bit PCM into it")
         return pcm_blocks(sys.stdin.buffer, rate_hz)
     return paced(in_chunks(audio_blocks(audio, rate_hz), round(rate_hz * CHUNK_S)), rate_hz, pace)
 
@@ -95,30 +97,28 @@ class Line:
 
 
 def hear_stream(recognizer: StreamRecognizer, blocks: Blocks, line: Line | None) -> dict[str, Any]:
-    """What is heard in `blocks`, partial results on `line` as they come; Ctrl-C ends the sound, and is passed on.
+    """What is heard in `blocks`, partial results on `line` as they come; Ctrl-C ends the sound.
 
-    "latency_s": from the last sample to the last word.
+    "latency_s": from the last sample to the last word. "interrupted": true after Ctrl-C.
     """
-    listener, seen, interrupt = recognizer.listen(), "", None
+    listener, seen, is_interrupted = recognizer.listen(), "", False
     try:
         for block in blocks:
             listener.push(block)
-            if line and listener.text != seen:
-                seen = listener.text
+            if line and line.is_terminal and (text := listener.text) != seen:
+                seen = text
                 line.rewrite(seen)
-    except KeyboardInterrupt as stopped:
-        interrupt = stopped
+    except KeyboardInterrupt:
+        is_interrupted = True
     end = time.perf_counter()
     text = listener.finish()
     latency_s = time.perf_counter() - end
     if line:
         line.settle(text)
-    if interrupt:
-        raise interrupt
-    tokens = [dataclasses.asdict(token) for token in listener.tokens]
     return {
         "text": text,
-        "tokens": tokens,
+        "tokens": [dataclasses.asdict(token) for token in listener.tokens],
         "duration_s": listener.duration_s,
         "latency_s": round(latency_s, 4),
+        **({"interrupted": True} if is_interrupted else {}),
     }

@@ -80,6 +80,7 @@ def read_header(memory: NDArray[np.uint8], path: str | os.PathLike[str]) -> Head
         )
         parts = manifest.get("parts", {})
         _require(isinstance(parts, dict), "parts is not an object")
+        _require(bool(parts) or "parts" not in manifest, "parts is empty")
         for name in parts:
             check_name(name)
         for name in OBJECTS:

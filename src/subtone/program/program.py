@@ -62,6 +62,8 @@ OPS: dict[str, type] = {
     "lstm": Lstm,
     "switched_lstm": SwitchedLstm,
 }
+MAX_TABLE_VALUES = 2**26
+"""Of all tables of a program, which are computed when it is loaded: 256 MB."""
 KINDS = {kind: name for name, kind in OPS.items()}
 
 
@@ -153,11 +155,8 @@ class Program:
                 require(name in widths, f"{where} reads {name}, which no earlier op writes")
             read = {field: widths[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
             width = op.width(read, constants, where)
-            if isinstance(op, Attention) and op.positions and op.left >= 0:
-                require(
-                    op.positions in self.tables,
-                    f"{where} has left={op.left} and positions that depend on an input; make them of constants",
-                )
+            if isinstance(op, Attention) and op.positions:
+                _check_kind_of_positions(op, where, is_table=op.positions in self.tables)
             for name in results_of(op):
                 require(name not in widths, f"{where} writes {name} a second time")
                 widths[name] = width
@@ -186,6 +185,11 @@ class Program:
             end = op.end(read, is_last=True)
             check_frames(end, where)
             ends |= dict.fromkeys(results_of(op), end)
+        num_table_values = sum(ends[name] * widths[name] for name in self.tables)
+        require(
+            num_table_values <= MAX_TABLE_VALUES,
+            f"the program's tables hold {num_table_values} values, more than {MAX_TABLE_VALUES}",
+        )
         return {name: (ends[name], width) for name, width in widths.items()}
 
     def to_json(self) -> dict:
@@ -221,8 +225,24 @@ def _table_width(name: str, constants: Constants, where: str) -> int:
     return table.shape[1]
 
 
+def _check_kind_of_positions(op: Attention, where: str, *, is_table: bool) -> None:
+    """Of limited contexts positions are the same for every utterance, a table; of unlimited ones never."""
+    require(
+        (op.left == UNLIMITED) == (op.right == UNLIMITED),
+        f"{where} has left={op.left} and right={op.right}; with positions both are limited, or none",
+    )
+    require(
+        is_table or op.left == UNLIMITED,
+        f"{where} has left={op.left} and positions that depend on an input; make them of constants",
+    )
+    require(
+        not is_table or op.left != UNLIMITED,
+        f"{where} has left={op.left} and a table of positions; make them of the utterance's length",
+    )
+
+
 def _check_positions(op: Attention, rows: Mapping[str, int], where: str) -> None:
-    expected = max(0, 2 * rows["query"] - 1) if UNLIMITED in (op.left, op.right) else op.left + op.right + 1
+    expected = max(0, 2 * rows["query"] - 1) if op.left == UNLIMITED else op.left + op.right + 1
     require(
         rows["positions"] == expected, f"{where} has {rows['positions']} rows of positions, not {expected}"
     )

@@ -23,11 +23,11 @@ class Attention(Operation):
     """Softmax attention in heads side by side, over the rows from `left` before to `right` after one's own.
 
     With d = width / heads, row t and head h: `score_s = (q_t + content_bias) . k_s`, with `positions` plus
-    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where a side is
+    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where both sides are
     unlimited; times 1 / sqrt(d); `y_t = sum_s softmax(score)_s v_s`. Rows outside the utterance are not seen.
 
-    query, key, value (T, width); positions (left + right + 1, width), a value or a constant, or
-    (2 T - 1, width) where a side is unlimited, which is -1; biases (width,).
+    query, key, value (T, width); positions (left + right + 1, width), a table, or (2 T - 1, width), a value, where
+    both sides are unlimited, which is -1: with positions both are, or none. Biases (width,), each if any.
     """
 
     VALUES: ClassVar = ("query", "key", "value", "positions")

@@ -41,6 +41,9 @@ MAX_ARENA_BYTES = 2**62
 MAX_PLANS = 64
 """Layouts kept for each engine; utterances come in many lengths, and a layout is a few kilobytes."""
 
+LONGEST_PERIOD = 2**16
+"""Input rows after which a stream may repeat itself and is still watched for that."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -142,7 +145,12 @@ class Planner:
         nothing in front of row 0 is asked for: then a period, which every stride divides, moves all by
         whole rows.
         """
-        if self.program.obstacle or plan.first.min() < 1 or self._first_needed(plan.first).min() < 1:
+        if (
+            self.period > LONGEST_PERIOD
+            or self.program.obstacle
+            or plan.first.min() < 1
+            or self._first_needed(plan.first).min() < 1
+        ):
             return False
         if not self._a_period.size:
             self._a_period = self._ends(plan.first, self.period, is_last=False) - plan.first

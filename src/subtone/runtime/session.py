@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, read_packed
 from subtone.program import Program
 from subtone.runtime.engine import Engine, load_engine
 from subtone.runtime.transducer import CascadeSearch, PackedTransducer
-from subtone.speech.ctc_search import CtcGreedySearch
+from subtone.speech.ctc_search import CtcBeamSearch, CtcGreedySearch
 from subtone.speech.features import front_end_from_json
 from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.listening import StreamRecognizer, WholeEncoder
@@ -50,12 +52,14 @@ class Session:
         Args:
             engine: "native", "numpy" (the definition, slow), or "auto": native where it was built.
             threads: 0 takes every core this process may use.
-            beam: hypotheses that a transducer's search follows; 0 is greedy.
+            beam: hypotheses that the search of a streaming model or a transducer follows; 0 is greedy.
 
         Raises:
             PackedFileError: the file is not whole or not one of ours, or its front end, its
                 program and its labels do not fit each other.
         """
+        if beam < 0:
+            raise ValueError(f"beam={beam} follows no hypothesis; use 1 or more, or 0 for greedy")
         model = read_packed(Path(path))
         load = functools.partial(load_engine, constants=model.constants, kind=engine, threads=threads)
         encoder = load(model.program)
@@ -64,6 +68,10 @@ class Session:
             recognizer = _recognizer(model, encoder, parts, beam)
         except ValueError as error:
             raise PackedFileError(PackedFileReason.BAD_PROGRAM, str(error), path=path) from error
+        if beam and isinstance(recognizer, Recognizer):
+            raise ValueError(
+                f"beam={beam} is for models that stream and for transducers; leave it out for {path}"
+            )
         return cls(model, recognizer, encoder)
 
     def hear_file(self, path: Path | str) -> str:
@@ -84,18 +92,19 @@ def _recognizer(
     if parts:
         return _transducer(encoder, parts, front_end, tokenizer, beam)
     _check_labels(tokenizer, program)
+    can_stream = not program.obstacle and front_end.normalize != "per_feature"
     hears: dict[str, Any] = {
         "front_end": front_end,
         "tokenizer": tokenizer,
         "frames_per_step": program.frames_per_step,
     }
-    if program.obstacle or front_end.normalize == "per_feature":
+    if not can_stream:
         return Recognizer(**hears, logits=encoder.run)
-    num_labels, blank_index = program.output_width, tokenizer.blank_index
+    labels = {"num_labels": program.output_width, "blank_index": tokenizer.blank_index}
     return StreamRecognizer(
         **hears,
         encoder=encoder,
-        new_search=lambda: CtcGreedySearch(num_labels=num_labels, blank_index=blank_index),
+        new_search=lambda: CtcBeamSearch(**labels, beam=beam) if beam else CtcGreedySearch(**labels),
     )
 
 
@@ -106,22 +115,26 @@ def _check_labels(tokenizer: Tokenizer, program: Program) -> None:
         )
 
 
+PASS = ("predictor", "joiner")
+CASCADE = (*PASS, "encoder2", "predictor2", "joiner2")
+
+
 def _transducer(
     encoder: Engine, parts: Mapping[str, Engine], front_end: MelFrontEnd, tokenizer: Tokenizer, beam: int
 ) -> StreamRecognizer:
-    predictor, joiner = _part(parts, "predictor"), _part(parts, "joiner")
-    _check_labels(tokenizer, joiner.program)
-    program, width = encoder.program, joiner.program.input_width
-    second = None
-    if "encoder2" in parts:
-        second = PackedTransducer(_part(parts, "predictor2"), _part(parts, "joiner2"))
-    expected = width + (parts["encoder2"].program.input_width if second else 0)
-    if not (width == predictor.program.output_width and program.output_width == expected):
+    if set(parts) not in (set(PASS), set(CASCADE)):
         raise ValueError(
-            f"the joiner takes rows of {width}; the encoder's are {program.output_width} wide, the predictor's "
-            f"{predictor.program.output_width}"
+            f"the file has the parts {', '.join(sorted(parts))}; a transducer has {' and '.join(PASS)}, a cascade "
+            "encoder2, predictor2 and joiner2 too"
         )
-    first = PackedTransducer(predictor, joiner)
+    program, width = encoder.program, parts["joiner"].program.input_width
+    first, second = _pass(parts, "", tokenizer), None
+    if "encoder2" in parts:
+        second, rows = _pass(parts, "2", tokenizer), parts["encoder2"].program
+        _require_width("encoder2", rows, parts["joiner2"].program.input_width)
+        _require_width("the encoder", program, width + rows.input_width)
+    else:
+        _require_width("the encoder", program, width)
 
     def search_of(model: PackedTransducer) -> Search:
         return TransducerBeamSearch(model, beam=beam) if beam else TransducerGreedySearch(model)
@@ -143,7 +156,26 @@ def _transducer(
     )
 
 
-def _part(parts: Mapping[str, Engine], name: str) -> Engine:
-    if name not in parts:
-        raise ValueError(f"the file has no part {name}; a transducer needs a predictor and a joiner")
-    return parts[name]
+def _pass(parts: Mapping[str, Engine], suffix: str, tokenizer: Tokenizer) -> PackedTransducer:
+    """The predictor and the joiner of one pass; ValueError unless they fit each other and the labels."""
+    predictor, joiner = (parts[f"{name}{suffix}"] for name in PASS)
+    _check_labels(tokenizer, joiner.program)
+    width = joiner.program.input_width
+    if list(joiner.program.inputs.values()) != [width, width]:
+        raise ValueError(
+            f"joiner{suffix} takes rows of {list(joiner.program.inputs.values())}; it must take two of one width"
+        )
+    _require_width(f"predictor{suffix}", predictor.program, width)
+    if list(predictor.program.inputs.values()) != [1]:
+        raise ValueError(
+            f"predictor{suffix} takes {list(predictor.program.inputs.values())} columns; a label is one"
+        )
+    first_row, _ = predictor.step(predictor.start(), np.full((1, 1), tokenizer.blank_index, np.float32))
+    if len(first_row) != 1:
+        raise ValueError(f"predictor{suffix} gives {len(first_row)} rows for a label; it must give one")
+    return PackedTransducer(predictor, joiner)
+
+
+def _require_width(name: str, program: Program, width: int) -> None:
+    if program.output_width != width:
+        raise ValueError(f"{name} gives rows of {program.output_width}; what reads them takes {width}")

@@ -199,17 +199,28 @@ class _WholeFeatures:
     def __init__(self, front_end: MelFrontEnd) -> None:
         self._front_end = front_end
         self._held: list[NDArray[np.float32]] = []
+        self._num_samples = 0
+        self._is_finished = False
 
     def push(self, samples: NDArray[np.floating]) -> Matrix:
-        self._held.append(check_samples(samples, rate_hz=self._front_end.rate_hz, may_be_empty=True))
+        self._check_open("push")
+        samples = check_samples(
+            samples, rate_hz=self._front_end.rate_hz, num_before=self._num_samples, may_be_empty=True
+        )
+        self._held.append(samples)
+        self._num_samples += len(samples)
         return np.empty((0, self._front_end.num_features), np.float32)
 
     def finish(self) -> Matrix:
-        samples = np.concatenate([np.empty(0, np.float32), *self._held])
-        self._held = []
-        if not len(samples):
+        self._check_open("finish")
+        self._is_finished = True
+        if not self._num_samples:
             return np.empty((0, self._front_end.num_features), np.float32)
-        return self._front_end(samples)
+        return self._front_end(np.concatenate(self._held))
+
+    def _check_open(self, doing: str) -> None:
+        if self._is_finished:
+            raise ValueError(f"{doing} after finish: listen anew for the next utterance")
 
 
 def _features_of(front_end: MelFrontEnd) -> Any:
