@@ -238,7 +238,7 @@ def test_predictors_are_refused_at_the_door() -> None:
         ReducedPredictorConfig(embedding_width=4, context=0)
     with pytest.raises(ValueError, match="predictor family='gru' is not known; use one of lstm, reduced"):
         predictor_config({"family": "gru"})
-    with pytest.raises(ValueError, match=r"not a config of family predictor lstm: .*'hidden'"):
+    with pytest.raises(ValueError, match=r"a config of family predictor lstm does not know hidden"):
         predictor_config({**WITH_LSTM.to_json(), "hidden": 3})
 
 
@@ -248,7 +248,7 @@ def test_predictors_are_refused_at_the_door() -> None:
         ({"encoder": {"family": "gru"}}, "encoder family='gru' is not known; use one of lstm, "),
         ({"encoder": "lstm"}, "transducer encoder='lstm' must describe one"),
         ({"predictor": None}, "transducer predictor=None must describe one"),
-        ({"width": 3}, "not a config of family transducer: "),
+        ({"width": 3}, "a config of family transducer does not know width"),
     ],
 )
 def test_a_stored_transducer_names_what_is_wrong(change: dict, text: str) -> None:

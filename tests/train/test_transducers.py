@@ -254,7 +254,16 @@ def test_pieces_are_learnt_from_the_training_texts_in_any_order(parts) -> None:
         ({"model_options": {"joint_width": {"a": 3}}}, "must be a value"),
         ({"model_options": {"joint_width": 0}}, "transducer joint_width=0 must be a whole number"),
         ({"model_options": {"encoder": {"widths": []}}}, "lstm widths is empty"),
-        ({"model_options": {"encoder": {"widths": 7}}}, "not a config of family lstm"),
+        ({"model_options": {"encoder": {"widths": 7}}}, "model_options.encoder.widths=7 must be a list"),
+        (
+            {"model_options": {"encoder": {"widths": ["a"]}}},
+            "model_options: lstm width='a' must be a whole number",
+        ),
+        (
+            {"model_options": {"encoder": {"family": "conformer"}}},
+            "model_options: not a Conformer config: ",
+        ),
+        ({"front_end": {"kind": "fbank", "stack": "3"}}, "front_end: stack='3' is not a finite int"),
         ({"front_end": {"kind": "mfcc"}}, "front_end.kind='mfcc' is not a front end; use log_mel or fbank"),
         ({"front_end": {"num_mel": 3}}, "front_end.num_mel=3 is not a key of 'log_mel'; use one of kind, "),
         ({"front_end": {"normalize": "local"}}, "front_end.normalize='local' is not known; use one of "),

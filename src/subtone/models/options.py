@@ -36,7 +36,11 @@ def with_options(config: Config, options: Mapping[str, Any]) -> Config:
         return config
     document = config.to_json()
     kind, _ = FAMILIES[document["family"]]
-    return cast(Config, kind.from_json(_merged(document, options, "model_options")))
+    merged = _merged(document, options, "model_options")
+    try:
+        return cast(Config, kind.from_json(merged))
+    except ValueError as error:
+        raise ValueError(f"model_options: {error}") from error
 
 
 def _merged(document: Mapping[str, Any], options: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -55,5 +59,7 @@ def _merged(document: Mapping[str, Any], options: Mapping[str, Any], path: str) 
             raise ValueError(
                 f"{where}={value!r:.60} must be {'a table' if isinstance(before, Mapping) else 'a value'}"
             )
+        if isinstance(before, list) and not isinstance(value, list):
+            raise ValueError(f"{where}={value!r:.60} must be a list")
         merged[name] = _merged(before, value, where) if is_merged else value
     return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,17 @@ def require_whole(family: str, *, least: int = 1, **values: object) -> None:
 
 
 def from_keys(config: type, family: str, values: Mapping[str, Any]) -> Any:
-    """`config(**values)`; ValueError names a key it does not know or lacks."""
-    try:
-        return config(**values)
-    except TypeError as error:
-        raise ValueError(f"not a config of family {family}: {error}") from error
+    """`config(**values)` of a dataclass; ValueError names a key it does not know or lacks."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    unknown = sorted(set(values) - set(fields))
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    lacking = sorted(
+        name for name in needed - set(values) if fields[name].default_factory is dataclasses.MISSING
+    )
+    if unknown or lacking:
+        what = f"does not know {', '.join(unknown)}" if unknown else f"lacks {', '.join(lacking)}"
+        raise ValueError(f"a config of family {family} {what}; its keys are {', '.join(fields)}")
+    return config(**values)
 
 
 def without_family(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,10 @@ def _plain(table: Mapping[str, Any]) -> MelFrontEnd:
         CausalNormalize(**_prior(table))
     if normalize in MEASURED:
         fields["normalize"] = "none"
-    return FRONT_ENDS[kind](**fields)
+    try:
+        return FRONT_ENDS[kind](**fields)
+    except ValueError as error:
+        raise ValueError(f"front_end: {error}") from error
 
 
 def _prior(table: Mapping[str, Any]) -> dict[str, Any]:
