@@ -86,6 +86,17 @@ def test_mistakes_are_one_line_each(workplace: Path) -> None:
         code, line = complaint("transcribe", streaming, audio, "--stream", "--pace", pace)
         assert (code, "must be 0, or 0.1 to 1000; 1 is real time" in line) == (2, True)
     assert "- is given twice" in complaint("transcribe", streaming, "-", "-", "--stream")[1]
+    assert (
+        "is a checkpoint; pack it first"
+        in complaint("transcribe", workplace / "s8bqat-m1", audio, "--stream")[1]
+    )
+    wav = subprocess.run(
+        [sys.executable, "-m", "subtone", "transcribe", str(streaming), "--stream", "-"],
+        input=audio.read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert (wav.returncode, b"stdin holds a sound file" in wav.stderr) == (2, True)
     nothing = subprocess.run(
         [sys.executable, "-m", "subtone", "transcribe", str(streaming), "--stream", "-"],
         input=b"",
@@ -133,7 +144,7 @@ def test_ctrl_c_ends_the_sound_and_leaves_the_words(workplace: Path, as_json: bo
     assert running.returncode == 1
     words = json.loads(out)[0]["text"] if as_json else out.decode()
     assert words.strip()
-    assert err.decode().startswith("subtone: interrupted")
+    assert err.decode() == "subtone: interrupted; nothing was left half-written\n"
 
 
 def test_pcm_comes_in_whole_samples_however_it_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,3 +183,18 @@ def test_chunks_of_no_samples_change_nothing(workplace: Path) -> None:
     assert heard["text"] == recognizer.hear(samples)
     assert hear_stream(recognizer, [], None)["text"] == ""
     assert hear_stream(recognizer, [nothing], None)["tokens"] == []
+
+
+def test_every_weight_of_every_part_is_listed(workplace: Path) -> None:
+    document = json.loads(subtone("inspect", workplace / "s8bqat-m1.subtone", "--json").stdout)
+    names = [layer["weight"] for layer in document["layers"]]
+    for part in (
+        "encoder.layers.0.weight_hh_l0",
+        "predictor.embedding.weight",
+        "joiner.combine.output.weight",
+    ):
+        assert part in names
+    assert document["float_weights"] == sorted(names)
+    assert document["operations"]["lstm"] == 7  # five layers of the encoder, two of the predictor
+    vectors = sum(layer["bytes"] for layer in document["layers"]) + document["vectors"]["bytes"]
+    assert vectors == sum(document["section_bytes"].values())

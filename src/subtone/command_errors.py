@@ -48,7 +48,7 @@ def _one_line_errors() -> Iterator[None]:
             yield
         sys.stdout.flush()  # here, where a full disk is one line, and not when Python ends
     except KeyboardInterrupt as interrupt:
-        _fail(f"interrupted; {interrupt or 'nothing was left half-written'}", 1)
+        _fail(f"interrupted; {str(interrupt) or 'nothing was left half-written'}", 1)
     except UsageError as error:
         text = error.format_message().strip().rstrip(".")
         command = error.ctx.command_path if error.ctx else "subtone"

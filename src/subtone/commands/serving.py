@@ -88,7 +88,8 @@ def transcribe(
     """Print the words in each audio file, one line a file; one that cannot be heard stops no other.
 
     Example: subtone transcribe q8.subtone a.flac b.wav c.opus
-    Example: arecord -f S16_LE -r 16000 | subtone transcribe rnnt.subtone --stream -
+
+    Example: arecord -q -t raw -f S16_LE -r 16000 -c 1 | subtone transcribe rnnt.subtone --stream -
     """
     from subtone.speech.audio import AudioError
 

@@ -22,6 +22,8 @@ CHUNK_S = 0.1
 FULL_SCALE = 32768.0
 """Of 16-bit samples."""
 BYTES_PER_SAMPLE = 2
+CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")
+"""What a sound file begins with."""
 
 Blocks = Iterable[NDArray[np.float32]]
 
@@ -30,6 +32,8 @@ def streaming(recognizer: AnyRecognizer, path: Path) -> StreamRecognizer:
     """`recognizer`, if words come out of it before the sound ends; ValueError otherwise."""
     if isinstance(recognizer, StreamRecognizer) and recognizer.can_stream:
         return recognizer
+    if path.suffix != ".subtone":
+        raise ValueError(f"{path} is a checkpoint; pack it first, with subtone pack, and stream the file")
     raise ValueError(f"{path} needs the whole utterance and cannot stream; leave out --stream")
 
 
@@ -46,7 +50,11 @@ def pcm_blocks(source: BinaryIO, rate_hz: int) -> Iterator[NDArray[np.float32]]:
     """Samples of raw PCM, 16 bits, little-endian, one channel at `rate_hz`, as soon as they are there."""
     most, held = round(rate_hz * CHUNK_S) * BYTES_PER_SAMPLE, b""
     read = getattr(source, "read1", source.read)
+    is_first = True
     while piece := read(most):
+        if is_first and piece.startswith(CONTAINERS):
+            raise ValueError("stdin holds a sound file; give raw 16-bit PCM, or the file by its name")
+        is_first = False
         held += piece
         whole = len(held) // BYTES_PER_SAMPLE * BYTES_PER_SAMPLE
         yield np.frombuffer(held[:whole], "<i2").astype(np.float32) / np.float32(FULL_SCALE)

@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from subtone.pack import ConstantSize, packed_sizes, read_packed
-from subtone.program import KINDS, Conv1d
+from subtone.program import KINDS, constants_of
 
 
 def describe(path: Path) -> dict[str, Any]:
     """The packed file at `path` as one document.
 
-    "layers" are its operations with a weight, in order; "float_weights" names those whose weight
-    was not quantized; "vectors" are biases and the like, which always stay float. Bytes are those
+    "layers" are its weights, those of all its programs, in order; "float_weights" names those that were not
+    quantized; "vectors" are biases and the like, which always stay float. Bytes are those
     of the file: codes, what decodes them, header and padding add up to "file_bytes".
     """
     model, sizes = read_packed(path), packed_sizes(path)
-    layers = [_layer(op, sizes.constants[op.weight]) for op in model.program.ops if isinstance(op, Conv1d)]
-    weights = {op.weight for op in model.program.ops if isinstance(op, Conv1d)}
+    ops = [op for program in model.programs for op in program.ops]
+    uses = {
+        name: getattr(op, f"{role.removesuffix('weight')}activation_bits", 0)
+        for op in reversed(ops)
+        for role, name in constants_of(op).items()
+        if role.endswith("weight")
+    }  # of a weight that several operations share, how the first meets it
+    weights = [name for program in model.programs for name in program.constants_read if name in uses]
+    layers = [_layer(name, uses[name], sizes.constants[name]) for name in dict.fromkeys(weights)]
     vectors = {name: size for name, size in sizes.constants.items() if name not in weights}
     stored = {name: sizes.constants[name] for name in weights}
     by_bits: Counter[int] = Counter()
@@ -34,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
         "section_bytes": sizes.sections,
         "weights": sum(by_bits.values()),
         "weights_by_bits": {str(bits): by_bits[bits] for bits in sorted(by_bits)},
-        "operations": dict(Counter(KINDS[type(op)] for op in model.program.ops)),
+        "operations": dict(Counter(KINDS[type(op)] for op in ops)),
         "layers": layers,
         "float_weights": sorted(name for name, size in stored.items() if size.is_float),
         "vectors": {"count": len(vectors), "bytes": sum(size.num_bytes for size in vectors.values())},
@@ -44,14 +51,14 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def _layer(op: Conv1d, size: ConstantSize) -> dict[str, Any]:
+def _layer(weight: str, activation_bits: int, size: ConstantSize) -> dict[str, Any]:
     return {
-        "weight": op.weight,
+        "weight": weight,
         "shape": list(size.shape),
         "bits": size.bits,
         "grid": size.grid or "float",
         "granularity": size.granularity,
         "distinct_levels": size.num_distinct,
-        "activations": f"dynamic {op.activation_bits} bits" if op.activation_bits else "float",
+        "activations": f"dynamic {activation_bits} bits" if activation_bits else "float",
         "bytes": size.num_bytes,
     }

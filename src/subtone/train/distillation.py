@@ -64,7 +64,8 @@ def matching_layers(network: nn.Module, pattern: str) -> dict[str, nn.Module]:
     if not found:
         held = ", ".join(path for path, _ in network.named_children())
         raise ValueError(
-            f"distilled_layers={pattern!r} matches no module that is called; the network holds {held}"
+            f"distilled_layers={pattern!r} matches no module that is called; the network holds {held}: name "
+            "some of them in the recipe's distilled_layers, or leave it out"
         )
     return found
 
