@@ -103,6 +103,10 @@ def models(rows: Sequence[Mapping[str, Any]]) -> Group:
             of.get("paper", ""),
             of.get("note", ""),
         )
+    for table in (sizes, operations):
+        for column in table.columns:
+            if column.no_wrap:  # figures are never cut: a narrow terminal breaks the line instead
+                column.min_width = max(map(len, (str(column.header), *map(str, column.cells))))
     return Group(sizes, operations)
 
 
