@@ -39,7 +39,7 @@ def check_front_end(table: Mapping[str, Any]) -> None:
 
     >>> check_front_end({"kind": "fbank", "stack": 3, "stride": 4})
     Traceback (most recent call last):
-    ValueError: stride=4 must lie in 1..3: a larger one skips frames between rows of stack=3
+    ValueError: front_end: stride=4 must lie in 1..3: a larger one skips frames between rows of stack=3
     """
     _plain(table)
 
