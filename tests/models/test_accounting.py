@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from subtone.models import CTC_MODELS, MODELS, build, build_ctc, ctc_preset, preset
+from subtone.models import CTC_MODELS, MODELS, build, preset
 from subtone.models.accounting import (
     FRAMES_OF_10_S,
     OPERATION_BITS,
@@ -174,12 +174,8 @@ def test_a_config_as_json_builds_the_same_network(name: str) -> None:
     assert network.config == MODELS[name]
 
 
-def test_a_transducer_is_refused_where_a_ctc_head_is_needed() -> None:
+def test_a_preset_or_a_family_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="model='bifokal' is not a preset; did you mean bifocal"):
         preset("bifokal")
-    with pytest.raises(ValueError, match="model='bifocal' is a transducer; use one with a CTC head"):
-        ctc_preset("bifocal")
-    with pytest.raises(ValueError, match="model family='transducer' has no CTC head; use one of quartznet"):
-        build_ctc(MODELS["bifocal"].to_json())
     with pytest.raises(ValueError, match="model family='gru' is not known; use one of quartznet"):
         build({"family": "gru"})

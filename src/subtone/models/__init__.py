@@ -55,21 +55,6 @@ def preset(name: str) -> Config:
     return MODELS[name]
 
 
-def ctc_preset(name: str) -> CtcConfig:
-    """The config called `name`, if it has a CTC head; a misspelt one suggests the nearest.
-
-    >>> ctc_preset("bifocal")
-    Traceback (most recent call last):
-    ValueError: model='bifocal' is a transducer; use one with a CTC head, such as quartznet-demo
-    """
-    if name in CTC_MODELS:
-        return CTC_MODELS[name]
-    preset(name)
-    raise ValueError(
-        f"model={name!r} is a transducer; use one with a CTC head, such as {next(iter(CTC_MODELS))}"
-    )
-
-
 def is_transducer(network: object) -> TypeIs[TransducerNetwork]:
     """Whether `network` needs labels to compute."""
     return isinstance(network, transducer.Transducer | cascaded.Cascaded)
@@ -82,18 +67,8 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 def build(document: Mapping) -> Network | TransducerNetwork:
     """The network that a config's `to_json()` describes, with fresh weights."""
-    return _build(document, FAMILIES)
-
-
-def build_ctc(document: Mapping) -> Network:
-    """The same, of networks with a CTC head only: those that CTC trains."""
-    return _build(document, CTC_FAMILIES)
-
-
-def _build(document: Mapping, families: Mapping[str, tuple[Any, Any]]) -> Any:
     family = str(document.get("family"))
-    if family not in families:
-        is_known = "has no CTC head" if family in FAMILIES else "is not known"
-        raise ValueError(f"model family={family!r} {is_known}; use one of {', '.join(families)}")
-    config, network = families[family]
+    if family not in FAMILIES:
+        raise ValueError(f"model family={family!r} is not known; use one of {', '.join(FAMILIES)}")
+    config, network = FAMILIES[family]
     return network(config.from_json(document))

@@ -47,7 +47,7 @@ class CascadeSearch:
         self._first, self._second, self._encoder2 = first, second, encoder2
         self._joint_width = joint_width
         self._state: StreamState | None = None if encoder2.program.obstacle else encoder2.start()
-        self._held: list[NDArray[np.float32]] = []
+        self._held = [np.empty((0, encoder2.program.input_width), np.float32)]
 
     def push(self, frames: NDArray[np.float32]) -> None:
         """Takes the next frames (t, J + D)."""
