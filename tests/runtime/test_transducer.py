@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.test_streaming_models import checkpoint_of, sound
 
 from subtone.export.package import package
+from subtone.models import build
 from subtone.models.hearing import TorchTransducer
 from subtone.pack import write_packed
 from subtone.runtime.engine import load_engine
@@ -71,3 +74,23 @@ def test_a_long_stream_carries_no_more_than_a_short_one(packed) -> None:
         sizes.append(listener._state.num_bytes)
     assert len(set(sizes[20:])) <= 4  # one for each place within a stack and a mel window
     assert max(sizes[100:]) == max(sizes[20:100])
+
+
+def test_a_second_pass_that_needs_the_whole_utterance_hears_it_at_the_end(tmp_path: Path) -> None:
+    """Its attention is unlimited: words of the first pass come meanwhile, and none of no sound."""
+    checkpoint = checkpoint_of("cascaded")
+    config = checkpoint.network.config
+    encoder2 = dataclasses.replace(config.encoder2, left=-1, right=-1)
+    torch.manual_seed(3)
+    network = build(dataclasses.replace(config, encoder2=encoder2).to_json()).eval()
+    path = tmp_path / "m.subtone"
+    write_packed(path, package(dataclasses.replace(checkpoint, network=network), name="m"))
+    recognizer = Session.load(path, threads=1).recognizer
+    samples = sound(1.0)
+    listener = recognizer.listen()
+    for start in range(0, len(samples), 3000):
+        listener.push(samples[start : start + 3000])
+    assert listener.finish() == recognizer.hear(samples)
+    assert recognizer.listen().finish() == ""
+    search = recognizer.new_search()
+    assert search.finish().labels == ()
