@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lint: each makes .venv on a fresh machine.
+# make demo · make test · make fuzz · make bench · make lint: each makes .venv on a fresh machine.
 # A stamp in .venv stands for each step, so that a second run installs nothing.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := CMakeLists.txt $(wildcard native/* recipes/*)
 
-.PHONY: install demo test bench sanitize lint format clean
+.PHONY: install demo test fuzz bench sanitize lint format clean
 
 install: $(VENV)/.subtone
 
@@ -31,6 +31,10 @@ demo: install
 # A process for each core; `make test PYTEST_ARGS=-n0` runs one test after the other.
 test: install
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+# The drawn tests on draws of today; what fails belongs into its test as an @example.
+fuzz: install
+	SUBTONE_DRAWS=fuzz $(BIN)/python -m pytest -n auto -m hypothesis $(PYTEST_ARGS)
 
 bench: install runs/bench.subtone
 	$(BIN)/subtone bench model $(SHARED)/models/quartznet15x5-en.nemo $(SHARED)/data/librispeech/dev-clean-300 \

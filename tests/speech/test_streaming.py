@@ -184,6 +184,7 @@ def test_doubles_stream_as_the_floats_they_are_rounded_to():
     cuts=st.lists(st.integers(0, 40), max_size=5),
 )
 @example(window=9, hop=1, num_samples=1, is_mirrored=True, cuts=[])
+@example(window=5, hop=4, num_samples=6, is_mirrored=True, cuts=[])  # the last frame is centred at S
 def test_frames_are_those_of_the_formula(window, hop, num_samples, is_mirrored, cuts):
     hop = min(hop, window)
     framing = Framing(window_samples=window, hop_samples=hop, is_mirrored=is_mirrored)

@@ -49,9 +49,10 @@ class Framing:
 class FrameStream:
     """Frames as soon as all their samples are there: `push`, any number of times, then `finish`.
 
-    Between two calls it holds fewer than `window_samples` samples. That is enough for the
-    mirrored end: the last frame is centred within the sound, so at most half a window of it is
-    missing, and the samples that mirror into it lie in the frames still to come.
+    Between two calls it holds at most `window_samples` samples. That is enough for the mirrored
+    end: the last frame is centred at S or before, so at most half a window of it, rounded up, is
+    missing, and the samples that mirror into it lie in the frames still to come; but for an odd
+    window centred at S, which needs the one sample before them too.
     """
 
     def __init__(self, framing: Framing) -> None:
@@ -61,6 +62,8 @@ class FrameStream:
         self._has_start = not framing.is_mirrored
         self._held = np.zeros(0 if framing.is_mirrored else framing.before_samples, np.float32)
         """What comes from the next frame's first sample on, the start's edge included once it is known."""
+        self._before_held = np.zeros(0, np.float32)
+        """The sample before those, once a frame has passed it."""
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """The frames (t, window_samples) that (n,) more samples complete: a view, to be read at once."""
@@ -85,8 +88,9 @@ class FrameStream:
         start = self._num_frames * framing.hop_samples - framing.before_samples
         end = start + (num_frames - 1) * framing.hop_samples + framing.window_samples
         if framing.is_mirrored:
-            first_held = start if self._has_start else 0
-            self._held = self._held[mirrored(np.arange(start, end), num_samples) - first_held]
+            first_held = start - len(self._before_held) if self._has_start else 0
+            held = np.concatenate([self._before_held, self._held])
+            self._held = held[mirrored(np.arange(start, end), num_samples) - first_held]
         else:
             self._held = np.concatenate([self._held, np.zeros(end - num_samples, np.float32)])
         return self._take(num_frames)
@@ -96,7 +100,9 @@ class FrameStream:
         if num_frames == 0:
             return np.zeros((0, window), np.float32)
         frames = np.lib.stride_tricks.sliding_window_view(self._held, window)[::hop][:num_frames]
-        self._held = self._held[num_frames * hop :].copy()  # a view would keep the whole push alive
+        end = num_frames * hop
+        self._before_held = self._held[end - 1 : end].copy()  # a view would keep the whole push alive
+        self._held = self._held[end:].copy()
         self._num_frames += num_frames
         return frames
 
