@@ -20,18 +20,102 @@ SAME = -1
 """A padding behind that is as long as the one in front."""
 
 
-def rows_out(op: Conv1d | Conv2d, rows: int, padding_behind: int) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverFrames(Operation):
+    """What all convolutions have: the rows that they see, and the weight that meets them."""
+
+    input: str
+    output: str
+    weight: str
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+    padding_behind: int = SAME
+    groups: int = 1
+
+    def end(self, ends: Mapping[str, int], *, is_last: bool) -> int:
+        return rows_out(self, ends["input"], padding_behind(self) if is_last else 0)
+
+    def first_needed(self, row: int) -> dict[str, int]:
+        return {"input": row * self.stride - self.padding}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverFeatures(OverFrames):
+    """And those of a convolution over images: the features of a row that it sees."""
+
+    in_channels: int
+    feature_kernel: int = 1
+    feature_stride: int = 1
+    feature_padding: int = 0
+    feature_padding_behind: int = SAME
+
+    def features_out(self, features: int) -> int:
+        """Features of each output channel for `features` of each input channel."""
+        behind = self.feature_padding if self.feature_padding_behind == SAME else self.feature_padding_behind
+        return (features + self.feature_padding + behind - self.feature_kernel) // self.feature_stride + 1
+
+
+def rows_out(op: OverFrames, rows: int, padding_behind: int) -> int:
     """Rows of a convolution's output for `rows` of its input; none of nothing."""
     span = op.dilation * (op.kernel - 1) + 1
     return max(0, (rows + op.padding + padding_behind - span) // op.stride + 1) if rows else 0
 
 
-def padding_behind(op: Conv1d | Conv2d) -> int:
+def padding_behind(op: OverFrames) -> int:
     return op.padding if op.padding_behind == SAME else op.padding_behind
 
 
+def check_conv1d(op: OverFrames, width: int, shape: tuple[int, ...], where: str) -> int:
+    """Outputs of a convolution over rows of `width` with a weight of `shape`; ValueError where they do not fit."""
+    require(
+        len(shape) in (2, 3),
+        f"{where} needs a weight (out, in, kernel), {op.weight} has {shape}",
+    )
+    out = shape[0]
+    for field in ("kernel", "stride", "dilation"):
+        require_size(op, field, where)
+    require_size(op, "padding", where, lowest=0)
+    require_size(op, "padding_behind", where, lowest=SAME)
+    require(1 <= out <= MAX_SIZE, f"{where} has {out} outputs; use 1 to {MAX_SIZE}")
+    require(
+        op.groups >= 1 and width % op.groups == 0 and out % op.groups == 0,
+        f"{where} has groups={op.groups} for {width} inputs and {out} outputs; use 1, or what divides both",
+    )
+    kernel = () if op.kernel == 1 and len(shape) == 2 else (op.kernel,)
+    expected = (out, width // op.groups, *kernel)
+    require(shape == expected, f"{where} needs a weight of {expected}, {op.weight} has {shape}")
+    return out
+
+
+def check_conv2d(op: OverFeatures, width: int, shape: tuple[int, ...], where: str) -> int:
+    """Width of the result of a convolution over images; ValueError where it does not fit a weight of `shape`."""
+    for field in ("in_channels", "kernel", "stride", "feature_kernel", "feature_stride"):
+        require_size(op, field, where)
+    require(op.dilation == 1, f"{where} has dilation={op.dilation}; use 1")
+    for field in ("padding", "feature_padding"):
+        require_size(op, field, where, lowest=0)
+        require_size(op, f"{field}_behind", where, lowest=SAME)
+    require(
+        width % op.in_channels == 0,
+        f"{where} has in_channels={op.in_channels}, which does not divide {width}",
+    )
+    out = shape[0] if shape else 0
+    require(
+        op.groups in (1, op.in_channels) and 1 <= out <= MAX_SIZE and out % op.groups == 0,
+        f"{where} has groups={op.groups} for {op.in_channels} channels and {out} outputs; use 1, or depthwise",
+    )
+    expected = (out, op.in_channels // op.groups, op.kernel, op.feature_kernel)
+    require(shape == expected, f"{where} needs a weight of {expected}, {op.weight} has {shape}")
+    features = op.features_out(width // op.in_channels)
+    require(features >= 1, f"{where} has more taps than features and padding")
+    require(out * features <= MAX_SIZE, f"{where} is {out * features} wide; use at most {MAX_SIZE}")
+    return out * features
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Conv1d(Operation):
+class Conv1d(OverFrames):
     """Convolution over frames; with `kernel` 1 also what torch calls Linear.
 
     `y = gain * (W * x) + bias`, then ReLU if `relu`. Shapes: W (out, in / groups, kernel); gain
@@ -46,43 +130,15 @@ class Conv1d(Operation):
 
     ROLES: ClassVar = ("weight", "gain", "bias")
     REQUIRED: ClassVar = ("weight",)
-    input: str
-    output: str
-    weight: str
     gain: str = ""
     bias: str = ""
-    kernel: int = 1
-    stride: int = 1
-    dilation: int = 1
-    padding: int = 0
-    padding_behind: int = SAME
-    groups: int = 1
     relu: bool = False
     activation_bits: int = 0
     source: str = ""
 
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
         width, weight = widths["input"], constants[self.weight]
-        require(
-            len(weight.shape) in (2, 3),
-            f"{where} needs a weight (out, in, kernel), {self.weight} has {tuple(weight.shape)}",
-        )
-        out = weight.shape[0]
-        for field in ("kernel", "stride", "dilation"):
-            require_size(self, field, where)
-        require_size(self, "padding", where, lowest=0)
-        require_size(self, "padding_behind", where, lowest=SAME)
-        require(1 <= out <= MAX_SIZE, f"{where} has {out} outputs; use 1 to {MAX_SIZE}")
-        require(
-            self.groups >= 1 and width % self.groups == 0 and out % self.groups == 0,
-            f"{where} has groups={self.groups} for {width} inputs and {out} outputs; use 1, or what divides both",
-        )
-        kernel = () if self.kernel == 1 and len(weight.shape) == 2 else (self.kernel,)
-        expected = (out, width // self.groups, *kernel)
-        require(
-            tuple(weight.shape) == expected,
-            f"{where} needs a weight of {expected}, {self.weight} has {tuple(weight.shape)}",
-        )
+        out = check_conv1d(self, width, tuple(weight.shape), where)
         if self.activation_bits:
             paddings = self.padding, padding_behind(self)
             is_pointwise = (self.kernel, self.stride, *paddings, self.groups) == (1, 1, 0, 0, 1)
@@ -95,15 +151,9 @@ class Conv1d(Operation):
             require_vector(constants, getattr(self, role), role, out, where)
         return out
 
-    def end(self, ends: Mapping[str, int], *, is_last: bool) -> int:
-        return rows_out(self, ends["input"], padding_behind(self) if is_last else 0)
-
-    def first_needed(self, row: int) -> dict[str, int]:
-        return {"input": row * self.stride - self.padding}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Conv2d(Operation):
+class Conv2d(OverFeatures):
     """Convolution over frames and features: x (T, in_channels * features), channel by channel, as torch's
     (C, F) is laid out; y (T', out * features') with both T' and features' as in Conv1d.
 
@@ -113,61 +163,15 @@ class Conv2d(Operation):
 
     ROLES: ClassVar = ("weight", "bias")
     REQUIRED: ClassVar = ("weight",)
-    input: str
-    output: str
-    weight: str
-    in_channels: int
     bias: str = ""
-    kernel: int = 1
-    stride: int = 1
-    dilation: int = 1
-    padding: int = 0
-    padding_behind: int = SAME
-    feature_kernel: int = 1
-    feature_stride: int = 1
-    feature_padding: int = 0
-    feature_padding_behind: int = SAME
-    groups: int = 1
     relu: bool = False
     source: str = ""
 
-    def features_out(self, features: int) -> int:
-        behind = self.feature_padding if self.feature_padding_behind == SAME else self.feature_padding_behind
-        return (features + self.feature_padding + behind - self.feature_kernel) // self.feature_stride + 1
-
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
-        width, weight = widths["input"], constants[self.weight]
-        for field in ("in_channels", "kernel", "stride", "feature_kernel", "feature_stride"):
-            require_size(self, field, where)
-        require(self.dilation == 1, f"{where} has dilation={self.dilation}; use 1")
-        for field in ("padding", "feature_padding"):
-            require_size(self, field, where, lowest=0)
-            require_size(self, f"{field}_behind", where, lowest=SAME)
-        require(
-            width % self.in_channels == 0,
-            f"{where} has in_channels={self.in_channels}, which does not divide {width}",
-        )
-        out = weight.shape[0] if weight.shape else 0
-        require(
-            self.groups in (1, self.in_channels) and 1 <= out <= MAX_SIZE and out % self.groups == 0,
-            f"{where} has groups={self.groups} for {self.in_channels} channels and {out} outputs; use 1, or depthwise",
-        )
-        expected = (out, self.in_channels // self.groups, self.kernel, self.feature_kernel)
-        require(
-            tuple(weight.shape) == expected,
-            f"{where} needs a weight of {expected}, {self.weight} has {tuple(weight.shape)}",
-        )
-        require_vector(constants, self.bias, "bias", out, where)
-        features = self.features_out(width // self.in_channels)
-        require(features >= 1, f"{where} has more taps than features and padding")
-        require(out * features <= MAX_SIZE, f"{where} is {out * features} wide; use at most {MAX_SIZE}")
-        return out * features
-
-    def end(self, ends: Mapping[str, int], *, is_last: bool) -> int:
-        return rows_out(self, ends["input"], padding_behind(self) if is_last else 0)
-
-    def first_needed(self, row: int) -> dict[str, int]:
-        return {"input": row * self.stride - self.padding}
+        shape = tuple(constants[self.weight].shape)
+        width = check_conv2d(self, widths["input"], shape, where)
+        require_vector(constants, self.bias, "bias", shape[0], where)
+        return width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
