@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "numerics": set(),
     "files": set(),
     "qtensor": {"numerics"},
-    "program": {"qtensor"},
+    "program": {"numerics", "qtensor"},
     "speech": {"numerics", "files"},
     "pack": {"numerics", "files", "qtensor", "program"},
     "runtime": {"numerics", "qtensor", "program", "speech", "pack"},

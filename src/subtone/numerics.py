@@ -10,7 +10,7 @@ Letters: T frames, K inputs of a product, N outputs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,7 +227,21 @@ def requantize(
     """
     if not 1 <= shift <= 62:
         raise ValueError(f"shift={shift} of a requantization must lie in 1..62")
-    wide = np.asarray(accumulators, np.int64) * np.int64(mantissa)
-    rounded = (wide + (np.int64(1) << np.int64(shift - 1))) >> np.int64(shift)
     limit = _signed_limit(bits)
-    return np.clip(rounded, -limit, limit).astype(np.int8)
+    total = np.asarray(accumulators, np.int64) * np.int64(mantissa)
+    return requantize_total(total, shift, -limit, limit).astype(np.int8)
+
+
+def requantize_total(
+    total: NDArray[np.int64], shift: int | NDArray[Any], low: int, high: int
+) -> NDArray[np.int32]:
+    """`clip((total + 2**(shift - 1)) >> shift, low, high)`: how every operation of an integer-only program ends.
+
+    |total| <= 2**62 and 1 <= shift <= 62, one for all or one for each column, so that the sum cannot overflow.
+
+    >>> requantize_total(np.array([5, 6, 7, -6, 400]), 2, -8, 8).tolist()
+    [1, 2, 2, -1, 8]
+    """
+    wide = np.asarray(shift, np.int64)
+    rounded = (total + (np.int64(1) << (wide - 1))) >> wide
+    return np.clip(rounded, low, high).astype(np.int32)

@@ -210,20 +210,24 @@ class QTensor:
         if self.codebook is None:
             _require(self.num_levels == 2**self.bits, f"num_levels={self.num_levels} without a codebook")
         else:
-            book = self.codebook
-            _require(
-                book.dtype == np.int8 and book.shape == (2**self.bits,),
-                f"codebook is {book.dtype} {book.shape}",
-            )
-            _require(bool(np.all(book[1:] >= book[:-1])), "codebook does not ascend")
-            _require(
-                bool(np.all(book[self.num_levels - 1 :] == book[-1])),
-                "codebook is not padded by its last level",
-            )
+            check_codebook(self.codebook, self.bits, self.num_levels, kind="a QTensor")
             _require(
                 groups == 1 and not np.any(zero_point),
                 "a codebook has one scale per tensor or channel and zero_point 0",
             )
+
+
+def check_codebook(codebook: NDArray, bits: int, num_levels: int, *, kind: str) -> None:
+    """ValueError unless `codebook` is int8 (2**bits,), ascending, its last level repeated behind `num_levels`."""
+    complaint = ""
+    if codebook.dtype != np.int8 or codebook.shape != (2**bits,):
+        complaint = f"codebook is {codebook.dtype} {codebook.shape}"
+    elif not np.all(codebook[1:] >= codebook[:-1]):
+        complaint = "codebook does not ascend"
+    elif not np.all(codebook[num_levels - 1 :] == codebook[-1]):
+        complaint = "codebook is not padded by its last level"
+    if complaint:
+        raise ValueError(f"not {kind}: {complaint}")
 
 
 def flatten_weight(weight: NDArray) -> NDArray:

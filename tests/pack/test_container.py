@@ -318,7 +318,10 @@ def broken_qtensor() -> QTensor:
     [
         (with_constant("b", np.array([1, np.nan], np.float32)), r"b is nan at \[1\]; .* must be finite"),
         (with_constant("b", np.array([np.inf, 1], np.float32)), r"b is inf at \[0\]"),
-        (with_constant("b", np.array([1, 2.0])), r"b is float64; a constant is a QTensor or a float32 array"),
+        (
+            with_constant("b", np.array([1, 2.0])),
+            r"b is float64; a constant is a QTensor, an IntegerWeight, or an array of float32, int32 or int64",
+        ),
         (with_constant("b", [1, 2]), r"b is list; a constant is"),
         (with_constant("b", np.zeros(3, np.float32)), r"op 0 \(conv1d of y\) needs bias of \(2,\)"),
         (with_constant("a", broken_qtensor()), r"a: not a QTensor: scale is not finite"),

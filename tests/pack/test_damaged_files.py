@@ -238,13 +238,13 @@ def test_another_kind_of_file_is_not_subtone(make: Callable[[], bytes], tmp_path
 
 def test_a_newer_version_is_told_whatever_else_the_file_holds(tmp_path: Path) -> None:
     files = [
-        rebuilt(manifest_of(SOUND), version="3"),
+        rebuilt(manifest_of(SOUND), version="4"),
         framed(MAGIC + b'"version":"12","new":"thing"},"other":{}}'),
     ]
-    for data, version in zip(files, ("3", "12"), strict=True):
+    for data, version in zip(files, ("4", "12"), strict=True):
         error = refused(tmp_path / "m.subtone", data)
         assert error.reason is PackedFileReason.NEWER_VERSION
-        assert f"the file has version {version}, this subtone reads up to 2; upgrade subtone" in str(error)
+        assert f"the file has version {version}, this subtone reads up to 3; upgrade subtone" in str(error)
 
 
 @pytest.mark.parametrize("version", ["0", "01", "-1", "1.0", "", "²", "1" * 5000])

@@ -225,7 +225,7 @@ class Graph:
         if not parts:
             return ""
         name = self.path(node) if node is not None and shift is None else f"{weight}.bias"
-        self.constants[name] = np.sum(parts, axis=0, dtype=np.float32)
+        self.constants[name] = np.asarray(np.sum(parts, axis=0, dtype=np.float32))
         return name
 
     def activation_bits(self, weight: str) -> int:

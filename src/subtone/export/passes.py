@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
+
 from subtone.program import (
     Add,
     Affine,
@@ -55,7 +57,7 @@ def _take_in(conv: Conv1d, affine: Affine, constants: dict[str, Constant], *, is
     keeps_gain = is_shared or (isinstance(weight, QTensor) and weight.group_size is not None)
     if isinstance(weight, QTensor) and not keeps_gain:
         constants[conv.weight] = dataclasses.replace(weight, scale=weight.scale * gain[:, None])
-    elif not isinstance(weight, QTensor) and not keeps_gain:
+    elif isinstance(weight, np.ndarray) and not keeps_gain:
         constants[conv.weight] = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     if conv.bias:
         constants[affine.bias] = vector_of(constants, affine.bias) + gain * vector_of(constants, conv.bias)

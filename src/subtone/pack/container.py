@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from subtone.pack.errors import PackedFileError, PackedFileReason
 from subtone.pack.header import header_bytes, read_header
 from subtone.pack.manifest import (
     ALIGNMENT,
+    INTEGERS,
+    KINDS,
     MAX_DIMENSIONS,
     OBJECTS,
     SMALL_ALIGNMENT,
@@ -34,11 +36,13 @@ from subtone.pack.manifest import (
     Section,
     check_name,
     float_row,
+    integer_row,
+    level_row,
     round_up,
     weight_row,
 )
 from subtone.pack.strict_json import check_json
-from subtone.program import Constant, Program
+from subtone.program import Constant, IntegerWeight, Program
 from subtone.qtensor import QTensor
 
 Chunk = bytes | memoryview
@@ -98,12 +102,13 @@ class PackedConstants(Mapping[str, Constant]):
         parts = {section.role: self._part(section) for section in entry.sections if section.role != "codes"}
         try:
             if not entry.bits:
-                check_floats(name, parts["value"])
+                check_array(name, parts["value"])
                 return parts["value"]
             codes = entry.sections[0]
             stream = self._memory[codes.offset : codes.offset + codes.num_bytes]
             flat = unpack_codes(stream, entry.bits, codes.shape[0] * codes.shape[1])
-            return QTensor(
+            kind = QTensor if entry.has_scale else IntegerWeight
+            return kind(
                 codes=flat.reshape(codes.shape),
                 shape=entry.shape,
                 bits=entry.bits,
@@ -152,29 +157,44 @@ def write_packed(path: str | os.PathLike[str], model: PackedModel) -> None:
 def packed_chunks(model: PackedModel) -> list[Chunk]:
     """The bytes of `model`'s file in their order, header first: what `write_packed` writes."""
     _check_model(model)
-    codes, small, vectors = [], [], []
-    rows: dict[str, list[list]] = {"weights": [], "floats": []}
+    rows: dict[str, list[list]] = {kind: [] for kind in KINDS}
+    codes: dict[str, list[Chunk]] = {kind: [] for kind in KINDS}
+    rest: dict[str, list[Chunk]] = {kind: [] for kind in KINDS}
     for name in _names_read(model.programs):
         constant = model.constants[name]
-        if isinstance(constant, QTensor):
+        kind, row_of, parts = _stored(constant)
+        if isinstance(constant, QTensor | IntegerWeight):
             packed = pack_codes(constant.codes, constant.bits).data
-            roles = (constant.scale, constant.zero_point, constant.codebook)
-            parts = [_little_endian(part) for part in roles if part is not None]
-            rows["weights"].append(weight_row(name, constant, _crc32(packed, *parts)))
-            codes += _padded([packed], ALIGNMENT)
-            for part in parts:
-                small += _padded([part], SMALL_ALIGNMENT)
+            codes[kind] += _padded([packed], ALIGNMENT)
+            rows[kind].append(row_of(name, constant, _crc32(packed, *parts)))
         else:
-            part = _little_endian(constant)
-            rows["floats"].append(float_row(name, constant, _crc32(part)))
-            vectors += _padded([part], SMALL_ALIGNMENT)
-    rest = _padded(small + vectors, ALIGNMENT)
+            rows[kind].append(row_of(name, constant, _crc32(*parts)))
+        for part in parts:
+            rest[kind] += _padded([part], SMALL_ALIGNMENT)
+    if not rows["levels"] and not rows["integers"]:
+        rows = {kind: rows[kind] for kind in KINDS[:2]}
+    payloads = [[chunk for of_kind in payload.values() for chunk in of_kind] for payload in (codes, rest)]
+    payloads[1] = _padded(payloads[1], ALIGNMENT)
     objects = {name: getattr(model, name) for name in OBJECTS}
     programs: dict[str, Any] = {"program": model.program.to_json()}
     if model.parts:
         programs["parts"] = {name: program.to_json() for name, program in model.parts.items()}
     manifest = {**programs, **objects, "constants": rows}
-    return [header_bytes(manifest, _num_bytes(codes), _num_bytes(rest)), *codes, *rest]
+    sizes = [_num_bytes(payload) for payload in payloads]
+    return [header_bytes(manifest, *sizes), *payloads[0], *payloads[1]]
+
+
+def _stored(constant: Constant) -> tuple[str, Callable[..., list], list[Chunk]]:
+    """The list that has the row of `constant`, what makes its row, and what of it lies in `rest`."""
+    if isinstance(constant, QTensor):
+        roles = (constant.scale, constant.zero_point, constant.codebook)
+        return "weights", weight_row, [_little_endian(part) for part in roles if part is not None]
+    if isinstance(constant, IntegerWeight):
+        book: list[Chunk] = [] if constant.codebook is None else [_little_endian(constant.codebook)]
+        return "levels", level_row, book
+    if constant.dtype == np.float32:
+        return "floats", float_row, [_little_endian(constant)]
+    return "integers", integer_row, [_little_endian(constant)]
 
 
 def _check_model(model: PackedModel) -> None:
@@ -186,13 +206,13 @@ def _check_model(model: PackedModel) -> None:
         check_json(value, name)
     for name, constant in model.constants.items():
         check_name(name)
-        if isinstance(constant, QTensor):
+        if isinstance(constant, QTensor | IntegerWeight):
             try:
                 constant.validate()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         else:
-            check_floats(name, constant)
+            check_array(name, constant)
         shape = tuple(constant.shape)
         if not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
             raise ValueError(
@@ -208,11 +228,13 @@ def _check_model(model: PackedModel) -> None:
     _check_programs(model.programs, model.constants)
 
 
-def check_floats(name: str, values: NDArray[np.float32]) -> None:
-    """ValueError that names the constant unless it is a finite float32 array."""
-    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+def check_array(name: str, values: NDArray) -> None:
+    """ValueError that names the constant unless it is an array of finite float32, of int32 or of int64."""
+    if not isinstance(values, np.ndarray) or values.dtype.name not in ("float32", *INTEGERS):
         kind = getattr(values, "dtype", type(values).__name__)
-        raise ValueError(f"{name} is {kind}; a constant is a QTensor or a float32 array")
+        raise ValueError(
+            f"{name} is {kind}; a constant is a QTensor, an IntegerWeight, or an array of float32, int32 or int64"
+        )
     if not np.isfinite(values).all():
         place = tuple(int(index) for index in np.argwhere(~np.isfinite(values))[0])
         raise ValueError(f"{name} is {values[place]} at {list(place)}; a packed constant must be finite")

@@ -21,8 +21,9 @@ from subtone.pack.strict_json import dump_json, parse_json
 
 MAGIC = b'{"__metadata__":{"format":"subtone",'
 """The bytes from byte 8 on, in every version."""
-VERSION = 2
-"""The newest that is read. A file is written in the oldest that can hold it: 2 where it has `parts`."""
+VERSION = 3
+"""The newest that is read. A file is written in the oldest that can hold it: 3 where its constants are levels or
+integers, 2 where it has `parts`."""
 KEYS = ("program", *OBJECTS, "constants")
 """Of a manifest of version 1."""
 MAX_HEADER_BYTES = 1 << 24
@@ -43,7 +44,7 @@ def header_bytes(manifest: dict, codes_bytes: int, rest_bytes: int) -> bytes:
     text = dump_json(manifest)
     metadata = {
         "format": "subtone",
-        "version": "2" if "parts" in manifest else "1",
+        "version": str(version_of(manifest)),
         "manifest_crc32": f"{zlib.crc32(text.encode()):08x}",
         "manifest": text,
     }
@@ -52,6 +53,13 @@ def header_bytes(manifest: dict, codes_bytes: int, rest_bytes: int) -> bytes:
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"the header takes {length} bytes; a .subtone file holds {MAX_HEADER_BYTES} at most")
     return length.to_bytes(LENGTH_BYTES, "little") + header.ljust(length)
+
+
+def version_of(manifest: dict) -> int:
+    """The oldest that can hold `manifest`."""
+    if "integers" in manifest["constants"]:
+        return 3
+    return 2 if "parts" in manifest else 1
 
 
 def read_header(memory: NDArray[np.uint8], path: str | os.PathLike[str]) -> Header:
@@ -85,7 +93,9 @@ def read_header(memory: NDArray[np.uint8], path: str | os.PathLike[str]) -> Head
             check_name(name)
         for name in OBJECTS:
             _require(isinstance(manifest[name], dict), f"{name} is not an object")
-        entries = entries_of(manifest["constants"], start, start + codes_bytes)
+        entries = entries_of(
+            manifest["constants"], start, start + codes_bytes, has_integers=_version(document) > 2
+        )
         _check_ends(entries, start, codes_bytes, rest_bytes)
     except ValueError as error:
         raise _corrupt(f"the manifest is not sound: {error}", path) from None

@@ -10,6 +10,7 @@ import numpy as np
 from subtone.pack.bits import num_packed_bytes
 from subtone.pack.container import PackedModel, packed_chunks, read_packed
 from subtone.pack.header import LENGTH_BYTES
+from subtone.program import Constant
 from subtone.qtensor import QTensor
 
 
@@ -76,29 +77,29 @@ def packed_sizes(source: str | os.PathLike[str] | PackedModel) -> PackedSizes:
     return PackedSizes(constants=constants, header_bytes=header_bytes, file_bytes=file_bytes)
 
 
-def _size_of(constant: QTensor | np.ndarray) -> ConstantSize:
-    if not isinstance(constant, QTensor):
+def _size_of(constant: Constant) -> ConstantSize:
+    if isinstance(constant, np.ndarray):
         return ConstantSize(
             shape=tuple(constant.shape),
-            bits=32,
+            bits=8 * constant.itemsize,
             grid="",
             granularity="",
             num_distinct=0,
             sections={"value": constant.nbytes},
         )
     used = np.flatnonzero(np.bincount(constant.codes.reshape(-1)))
-    sections = {
-        "codes": num_packed_bytes(constant.codes.size, constant.bits),
-        "scale": constant.scale.nbytes,
-        "zero_point": constant.zero_point.nbytes,
-    }
+    sections = {"codes": num_packed_bytes(constant.codes.size, constant.bits)}
+    grid, granularity = ("codebook" if constant.codebook is not None else "integers"), "row"
+    if isinstance(constant, QTensor):
+        sections |= {"scale": constant.scale.nbytes, "zero_point": constant.zero_point.nbytes}
+        grid, granularity = constant.grid, constant.granularity
     if constant.codebook is not None:
         sections["codebook"] = constant.codebook.nbytes
     return ConstantSize(
         shape=tuple(constant.shape),
         bits=constant.bits,
-        grid=constant.grid,
-        granularity=constant.granularity,
+        grid=grid,
+        granularity=granularity,
         num_distinct=len(used if constant.codebook is None else np.unique(constant.codebook[used])),
         sections=sections,
     )

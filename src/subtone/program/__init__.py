@@ -1,15 +1,30 @@
 """The program: what a packed model computes, as a flat list of few documented operations.
 
 Beside QTensor the second thing that crosses from torch to the device, so it imports no torch.
-A value is a float32 matrix (T, width) of one utterance, frames first, whatever its layout was
+A value is a float32 matrix (T, width) of one utterance (int32, in an integer-only program), frames first, whatever its layout was
 in torch: a transpose between (B, C, T) and (B, T, C) costs nothing here. A constant is a
-QTensor or a float32 array, held beside the program under its parameter's path.
+QTensor or a float32 array (levels and integers, in one that is integer-only), held beside the program under its parameter's path.
 
 A new operation is one class here, one definition in runtime/, one lowering in export/ and one kernel in
 native/; what a packed file says in JSON are its fields.
 """
 
-from subtone.program.convolutions import SAME, Conv1d, Conv2d, Stack, padding_behind
+from subtone.program.convolutions import SAME, Conv1d, Conv2d, OverFrames, Stack, padding_behind
+from subtone.program.integer_weight import IntegerWeight
+from subtone.program.integers import (
+    MAX_LEVEL,
+    Bounds,
+    IntegerAdd,
+    IntegerAffine,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerMultiply,
+    IntegerOperation,
+    IntegerProduct,
+    Rescale,
+    integers_of,
+    levels_of,
+)
 from subtone.program.operation import (
     MAX_FLOAT32,
     MAX_FRAMES,
@@ -18,13 +33,14 @@ from subtone.program.operation import (
     UNLIMITED,
     Constant,
     Constants,
+    Integers,
     Operation,
     constants_of,
     inputs_of,
     results_of,
     vector_of,
 )
-from subtone.program.program import KINDS, OPS, Op, Program, check_frames
+from subtone.program.program import KINDS, OPS, Door, Op, Program, check_frames
 from subtone.program.rowwise import (
     FUNCTIONS,
     Add,
@@ -48,6 +64,7 @@ __all__ = [
     "MAX_FLOAT32",
     "MAX_FRAMES",
     "MAX_INTEGER_INPUTS",
+    "MAX_LEVEL",
     "MAX_SIZE",
     "OPS",
     "SAME",
@@ -55,6 +72,7 @@ __all__ = [
     "Add",
     "Affine",
     "Attention",
+    "Bounds",
     "ChannelNorm",
     "Clip",
     "Columns",
@@ -63,16 +81,28 @@ __all__ = [
     "Constants",
     "Conv1d",
     "Conv2d",
+    "Door",
     "Embedding",
     "Function",
     "Glu",
+    "IntegerAdd",
+    "IntegerAffine",
+    "IntegerConv1d",
+    "IntegerConv2d",
+    "IntegerMultiply",
+    "IntegerOperation",
+    "IntegerProduct",
+    "IntegerWeight",
+    "Integers",
     "LayerNorm",
     "Lstm",
     "Multiply",
     "Op",
     "Operation",
+    "OverFrames",
     "Program",
     "Relu",
+    "Rescale",
     "Scale",
     "Sinusoids",
     "Stack",
@@ -80,6 +110,8 @@ __all__ = [
     "check_frames",
     "constants_of",
     "inputs_of",
+    "integers_of",
+    "levels_of",
     "padding_behind",
     "results_of",
     "vector_of",

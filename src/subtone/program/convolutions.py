@@ -178,6 +178,7 @@ class Conv2d(OverFeatures):
 class Stack(Operation):
     """`count` consecutive rows side by side: (T, D) to (T // count, count * D); an incomplete last stack is dropped."""
 
+    ARITHMETIC: ClassVar = "none"
     input: str
     output: str
     count: int

@@ -11,14 +11,18 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from subtone.program.integer_weight import IntegerWeight
 from subtone.qtensor import QTensor
 
-Constant = QTensor | NDArray[np.float32]
+Integers = NDArray[Any]
+"""int32, or int64."""
+Constant = QTensor | IntegerWeight | NDArray[Any]
+"""A weight with its scales, or its levels alone; or an array, of float32 or of integers."""
 Constants = Mapping[str, Constant]
 
 MAX_SIZE = 2**24
@@ -38,6 +42,7 @@ class Operation(abc.ABC):
     * `VALUES`: fields that name values which it reads; of them `OPTIONAL` may be "", absent.
     * `ROLES`: fields that name constants; "" where one is absent. `REQUIRED`: those it cannot do without.
     * `RESULTS`: fields that name values which it writes.
+    * `ARITHMETIC`: what it computes in; "none" of an operation that only moves values, of either kind.
 
     By default an operation works row by row: its output has as many rows as its shortest input.
     """
@@ -47,6 +52,7 @@ class Operation(abc.ABC):
     ROLES: ClassVar[tuple[str, ...]] = ()
     REQUIRED: ClassVar[tuple[str, ...]] = ()
     RESULTS: ClassVar[tuple[str, ...]] = ("output",)
+    ARITHMETIC: ClassVar[Literal["float", "integer", "none"]] = "float"
     output: str
     source: str
 
@@ -94,7 +100,7 @@ def constants_of(op: Operation) -> dict[str, str]:
 def vector_of(constants: Constants, name: str) -> NDArray[np.float32]:
     """The gain or bias called `name`, which `Program.shapes` has found to be a float array."""
     value = constants[name]
-    assert not isinstance(value, QTensor)
+    assert isinstance(value, np.ndarray)
     return value
 
 
@@ -114,7 +120,8 @@ def require_size(op: Operation, field: str, where: str, *, lowest: int = 1, high
 def require_vector(constants: Constants, name: str, role: str, width: int, where: str) -> None:
     """ValueError unless `name` is absent or a float array (width,)."""
     if name:
-        fits = not isinstance(constants[name], QTensor) and tuple(constants[name].shape) == (width,)
+        value = constants[name]
+        fits = isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == (width,)
         require(fits, f"{where} needs {role} of {(width,)}, {name} does not fit")
 
 

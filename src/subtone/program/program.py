@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from subtone.program.convolutions import Conv1d, Conv2d, Stack
+from subtone.program.integers import (
+    MAX_LEVEL,
+    Bounds,
+    IntegerAdd,
+    IntegerAffine,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerMultiply,
+    IntegerOperation,
+    Rescale,
+)
 from subtone.program.operation import (
     MAX_FRAMES,
     MAX_SIZE,
@@ -34,11 +48,11 @@ from subtone.program.rowwise import (
     Scale,
 )
 from subtone.program.sequences import Attention, ChannelNorm, Lstm, Sinusoids, SwitchedLstm
-from subtone.qtensor import QTensor
 
 Op = (
     Conv1d | Conv2d | Stack | Affine | Add | Multiply | Scale | Relu | Clip | Function | Glu | LayerNorm
     | Concat | Columns | Embedding | Attention | Sinusoids | ChannelNorm | Lstm | SwitchedLstm
+    | IntegerConv1d | IntegerConv2d | IntegerAdd | IntegerMultiply | Rescale | IntegerAffine
 )  # fmt: skip
 OPS: dict[str, type] = {
     "conv1d": Conv1d,
@@ -61,10 +75,28 @@ OPS: dict[str, type] = {
     "channel_norm": ChannelNorm,
     "lstm": Lstm,
     "switched_lstm": SwitchedLstm,
+    "integer_conv1d": IntegerConv1d,
+    "integer_conv2d": IntegerConv2d,
+    "integer_add": IntegerAdd,
+    "integer_multiply": IntegerMultiply,
+    "rescale": Rescale,
+    "integer_affine": IntegerAffine,
 }
 MAX_TABLE_VALUES = 2**26
 """Of all tables of a program, which are computed when it is loaded: 256 MB."""
 KINDS = {kind: name for name, kind in OPS.items()}
+
+
+class Door(NamedTuple):
+    """How features enter an integer-only program: `scale` real units a level, levels of `low` to `high`."""
+
+    scale: float
+    low: int
+    high: int
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +105,9 @@ class Program:
 
     `frames_per_step`: input frames from one output frame to the next. `others`: further inputs, as
     (name, width), whose rows come with those of the first.
+
+    `doors`, one for each input, make it integer-only: its values are int32 levels, no operation computes in
+    floating point, and one of its output is worth `output_scale`.
 
     An operation may read a constant where it reads a value: a table, the same for every utterance. What
     operations make of tables alone is a table too, and is computed once, when the program is loaded.
@@ -85,6 +120,18 @@ class Program:
     frames_per_step: int
     ops: tuple[Op, ...]
     others: tuple[tuple[str, int], ...] = ()
+    doors: tuple[Door, ...] = ()
+    output_scale: float = 0.0
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether no floating-point number lies between its inputs and its output."""
+        return bool(self.doors)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of every value: int32 levels, or float32."""
+        return np.dtype(np.int32 if self.is_integer else np.float32)
 
     @property
     def inputs(self) -> dict[str, int]:
@@ -127,8 +174,52 @@ class Program:
 
         This and `shapes` are the one place that checks a program: an op that reads what is not there
         yet, a constant that is missing or has the wrong shape, widths that differ, sizes beyond what
-        the run time holds.
+        the run time holds, sums of integers that may overflow.
         """
+        return self._walked(constants)[0]
+
+    def bounds(self, constants: Constants) -> dict[str, Bounds]:
+        """Of every value and table of an integer-only program; ValueError as `widths`."""
+        return self._walked(constants)[1]
+
+    def _walked(self, constants: Constants) -> tuple[dict[str, int], dict[str, Bounds]]:
+        self._check_ends()
+        widths = dict(self.inputs)
+        bounds = {name: door.bounds for name, door in zip(self.inputs, self.doors, strict=False)}
+        for index, op in enumerate(self.ops):
+            where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
+            for field in (*op.REQUIRED, *op.VALUES, *op.RESULTS):
+                is_named = field in op.OPTIONAL or getattr(op, field) != ""
+                require(is_named, f"{where} names no {field}")
+            own = {}
+            for name in constants_of(op).values():
+                require(name in constants, f"{where} reads the constant {name}, which is missing")
+                own[name] = constants[name]  # a mapped file unpacks it anew whenever it is asked for
+            for name in inputs_of(op):
+                if name not in widths and name in constants:
+                    widths[name] = _table_width(name, constants, where, is_integer=self.is_integer)
+                    bounds |= {name: Bounds(-MAX_LEVEL, MAX_LEVEL)} if self.is_integer else {}
+                require(name in widths, f"{where} reads {name}, which no earlier op writes")
+            read = {field: getattr(op, field) for field in op.VALUES if getattr(op, field)}
+            width = op.width({field: widths[name] for field, name in read.items()}, own, where)
+            if isinstance(op, Attention) and op.positions:
+                _check_kind_of_positions(op, where, is_table=op.positions in self.tables)
+            self._check_arithmetic(op, where)
+            if self.is_integer:
+                seen = {field: bounds[name] for field, name in read.items()}
+                bounds |= dict.fromkeys(results_of(op), _bounds_of(op, seen, own, where))
+            for name in results_of(op):
+                require(name not in widths, f"{where} writes {name} a second time")
+                widths[name] = width
+        require(self.output in widths, f"no op writes the output {self.output}")
+        require(self.output not in self.tables, f"the output {self.output} depends on no input")
+        require(
+            widths[self.output] == self.output_width,
+            f"the output has {widths[self.output]} columns, not {self.output_width}",
+        )
+        return widths, bounds
+
+    def _check_ends(self) -> None:
         require(
             self.output not in self.inputs,
             f"the program's output is its input {self.output}; it computes nothing",
@@ -141,32 +232,25 @@ class Program:
                 if name == self.input
                 else f"the input {name} has width {width}; use 1 to {MAX_SIZE}",
             )
-        widths = dict(self.inputs)
-        for index, op in enumerate(self.ops):
-            where = f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
-            for field in (*op.REQUIRED, *op.VALUES, *op.RESULTS):
-                is_named = field in op.OPTIONAL or getattr(op, field) != ""
-                require(is_named, f"{where} names no {field}")
-            for name in constants_of(op).values():
-                require(name in constants, f"{where} reads the constant {name}, which is missing")
-            for name in inputs_of(op):
-                if name not in widths and name in constants:
-                    widths[name] = _table_width(name, constants, where)
-                require(name in widths, f"{where} reads {name}, which no earlier op writes")
-            read = {field: widths[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
-            width = op.width(read, constants, where)
-            if isinstance(op, Attention) and op.positions:
-                _check_kind_of_positions(op, where, is_table=op.positions in self.tables)
-            for name in results_of(op):
-                require(name not in widths, f"{where} writes {name} a second time")
-                widths[name] = width
-        require(self.output in widths, f"no op writes the output {self.output}")
-        require(self.output not in self.tables, f"the output {self.output} depends on no input")
+        if not self.is_integer:
+            return
         require(
-            widths[self.output] == self.output_width,
-            f"the output has {widths[self.output]} columns, not {self.output_width}",
+            len(self.doors) == len(self.inputs),
+            f"the program has {len(self.doors)} doors for {len(self.inputs)} inputs; give each one",
         )
-        return widths
+        for name, door in zip(self.inputs, self.doors, strict=True):
+            fits = is_scale(door.scale) and -MAX_LEVEL <= door.low < door.high <= MAX_LEVEL
+            require(fits, f"the door of {name} is {tuple(door)}; use a scale above 0 and levels that ascend")
+        require(is_scale(self.output_scale), f"output_scale={self.output_scale} must be finite and above 0")
+
+    def _check_arithmetic(self, op: Op, where: str) -> None:
+        if self.is_integer:
+            require(
+                op.ARITHMETIC != "float",
+                f"{where} computes in floating point, which an integer-only program does not hold",
+            )
+        else:
+            require(op.ARITHMETIC != "integer", f"{where} computes in integers, and the program has no doors")
 
     def shapes(self, frames: int, constants: Constants) -> dict[str, tuple[int, int]]:
         """(rows, width) of every value and table for an utterance of `frames` input rows; ValueError as `widths`."""
@@ -194,21 +278,29 @@ class Program:
 
     def to_json(self) -> dict:
         fields = {name: getattr(self, name) for name in _HEAD_FIELDS}
-        others = {"others": [list(entry) for entry in self.others]} if self.others else {}
-        return {**fields, **others, "ops": [_op_to_json(op) for op in self.ops]}
+        more: dict = {"others": [list(entry) for entry in self.others]} if self.others else {}
+        if self.is_integer:
+            more["doors"] = [list(door) for door in self.doors]
+            more["output_scale"] = self.output_scale
+        return {**fields, **more, "ops": [_op_to_json(op) for op in self.ops]}
 
     @classmethod
     def from_json(cls, document: Mapping) -> Program:
         """The program a packed file describes; ValueError on a key, type or op it does not know."""
         require(isinstance(document, Mapping), "the program is not a JSON object")
-        keys = set(document) - {"others"}
+        keys = set(document) - {"others", "doors", "output_scale"}
         require(keys == {*_HEAD_FIELDS, "ops"}, f"the program's keys are {sorted(map(str, document))}")
         require(isinstance(document["ops"], list), "the program's ops are not a list")
         ops = tuple(_op_from_json(entry) for entry in document["ops"])
         head = {name: document[name] for name in _HEAD_FIELDS}
         for name, value in head.items():
             _require_head(name, value, str if name in ("input", "output") else int)
-        return cls(**head, ops=ops, others=_others_from_json(document.get("others", [])))
+        return cls(
+            **head,
+            ops=ops,
+            others=_others_from_json(document.get("others", [])),
+            **_doors_from_json(document),
+        )
 
 
 def check_frames(frames: int, where: str) -> None:
@@ -216,11 +308,22 @@ def check_frames(frames: int, where: str) -> None:
     require(frames <= MAX_FRAMES, f"{where} gives {frames} frames, more than {MAX_FRAMES}")
 
 
-def _table_width(name: str, constants: Constants, where: str) -> int:
-    table = constants[name]
+def is_scale(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def _bounds_of(op: Op, seen: Mapping[str, Bounds], constants: Constants, where: str) -> Bounds:
+    """Of the results of `op`; of one that moves levels those of all it reads."""
+    if isinstance(op, IntegerOperation):
+        return op.bounds(seen, constants, where)
+    return Bounds(min(each.low for each in seen.values()), max(each.high for each in seen.values()))
+
+
+def _table_width(name: str, constants: Constants, where: str, *, is_integer: bool) -> int:
+    table, kind = constants[name], "int32" if is_integer else "float"
     require(
-        not isinstance(table, QTensor) and len(table.shape) == 2,
-        f"{where} reads the constant {name} as a table; that needs a float array (rows, width)",
+        isinstance(table, np.ndarray) and table.dtype.name.startswith(kind) and len(table.shape) == 2,
+        f"{where} reads the constant {name} as a table; that needs a{'n' * is_integer} {kind} array (rows, width)",
     )
     return table.shape[1]
 
@@ -267,6 +370,18 @@ def _others_from_json(document: Any) -> tuple[tuple[str, int], ...]:
         _require_head("others", name, str)
         _require_head("others", width, int)
     return tuple((name, width) for name, width in document)
+
+
+def _doors_from_json(document: Mapping) -> dict[str, Any]:
+    """`doors` and `output_scale`: both, or none."""
+    if "doors" not in document and "output_scale" not in document:
+        return {}
+    doors, scale = document.get("doors"), document.get("output_scale")
+    entries = doors if isinstance(doors, list) else []
+    fits = [isinstance(entry, list) and [*map(type, entry)] == [float, int, int] for entry in entries]
+    require(bool(fits) and all(fits), "the program's doors are not a list of [scale, low, high]")
+    require(type(scale) is float, f"the program's output_scale={scale!r} is not a float")
+    return {"doors": tuple(Door(*entry) for entry in entries), "output_scale": scale}
 
 
 def _op_to_json(op: Op) -> dict:

@@ -51,7 +51,7 @@ class Add(Operation):
     source: str = ""
 
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
-        return _equal_width(widths, where, "adds")
+        return equal_width(widths, where, "adds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,10 @@ class Multiply(Operation):
     source: str = ""
 
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
-        return _equal_width(widths, where, "multiplies")
+        return equal_width(widths, where, "multiplies")
 
 
-def _equal_width(widths: Mapping[str, int], where: str, does: str) -> int:
+def equal_width(widths: Mapping[str, int], where: str, does: str) -> int:
     require(
         widths["left"] == widths["right"], f"{where} {does} widths {widths['left']} and {widths['right']}"
     )
@@ -180,6 +180,7 @@ def require_epsilon(epsilon: float, where: str) -> None:
 class Concat(Operation):
     """Two rows side by side: (T, A) and (T, B) to (T, A + B)."""
 
+    ARITHMETIC: ClassVar = "none"
     VALUES: ClassVar = ("left", "right")
     left: str
     right: str
@@ -196,6 +197,7 @@ class Concat(Operation):
 class Columns(Operation):
     """Columns `first` to `first + count - 1` of each row."""
 
+    ARITHMETIC: ClassVar = "none"
     input: str
     output: str
     first: int

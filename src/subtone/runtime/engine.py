@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.program import Constants, Program, results_of
+from subtone.program import Constants, Door, Program, results_of
 from subtone.runtime import library as native
 from subtone.runtime.ops import DEFINITIONS
 from subtone.runtime.plan import Plan, Planner
@@ -103,7 +103,7 @@ class NumpyEngine:
             results = (
                 DEFINITIONS[type(op)](op, seen, constants, first, end)
                 if end > first
-                else tuple(np.empty((0, width), np.float32) for width in widths)
+                else tuple(np.empty((0, width), self._ops.dtype) for width in widths)
             )
             for name, fresh in zip(results_of(op), results, strict=True):
                 settle(name, fresh)
@@ -119,7 +119,7 @@ def start_of(planner: Planner) -> StreamState:
     """The state before the first row; ValueError if the program cannot stream."""
     if obstacle := planner.program.obstacle:
         raise ValueError(f"the model cannot stream: {obstacle}; let it hear whole utterances")
-    return StreamState(planner.start(), np.empty(0, np.float32))
+    return StreamState(planner.start(), np.empty(0, planner.program.dtype))
 
 
 def plan_of(planner: Planner, state: StreamState | None, rows: int, *, is_last: bool) -> Plan:
@@ -139,7 +139,7 @@ def _split(counts: NDArray[np.int64], planner: Planner, rows: Matrix | None) -> 
     """The rows of every value that a state carries."""
     sizes = counts * planner.row_sizes
     if rows is None:
-        rows = np.empty(0, np.float32)
+        rows = np.empty(0, planner.program.dtype)
     assert rows.size == sizes.sum()
     parts = np.split(rows, np.cumsum(sizes)[:-1])
     return {
@@ -221,11 +221,10 @@ class NativeEngine:
         with self._turn:
             plan = plan_of(planner, state, len(inputs[0]), is_last=is_last)
             rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
-            before = np.empty(0, np.float32) if state is None else state.rows
-            after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), np.float32)
-            output = np.empty(
-                (int(plan.end[position] - plan.first[position]), self._ops.output_width), np.float32
-            )
+            dtype = self._ops.dtype
+            before = np.empty(0, dtype) if state is None else state.rows
+            after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), dtype)
+            output = np.empty((int(plan.end[position] - plan.first[position]), self._ops.output_width), dtype)
             status = self._library.subtone_reserve(self._handle, plan.arena_bytes)
             native.require_ok(self._library, status, f"taking {plan.arena_bytes} bytes for values")
             status = self._library.subtone_run(
@@ -296,19 +295,27 @@ def _checked(inputs: tuple[Matrix, ...], program: Program) -> list[Matrix]:
         raise ValueError(
             f"{len(inputs)} inputs were given; the program takes {len(widths)}: {', '.join(widths)}"
         )
+    bounds: list[Door | None] = list(program.doors) if program.is_integer else [None] * len(widths)
     checked = [
-        _checked_features(features, width) for features, width in zip(inputs, widths.values(), strict=True)
+        _checked_features(features, width, door)
+        for features, width, door in zip(inputs, widths.values(), bounds, strict=True)
     ]
     if len({len(features) for features in checked}) > 1:
         raise ValueError(f"the inputs have {[len(features) for features in checked]} rows; give each as many")
     return checked
 
 
-def _checked_features(features: Matrix, width: int) -> Matrix:
-    if not isinstance(features, np.ndarray) or features.dtype != np.float32:
-        raise ValueError(f"features are {getattr(features, 'dtype', type(features))}; use a float32 array")
+def _checked_features(features: Matrix, width: int, door: Door | None) -> Matrix:
+    """`features` as they lie in memory for an engine: floats, or levels within a door's bounds."""
+    dtype = np.dtype(np.float32 if door is None else np.int32)
+    if not isinstance(features, np.ndarray) or features.dtype != dtype:
+        raise ValueError(f"features are {getattr(features, 'dtype', type(features))}; use a {dtype} array")
     if features.ndim != 2 or features.shape[1] != width:
         raise ValueError(f"features have shape {features.shape}, not (frames, {width})")
-    if not np.isfinite(features).all():
+    if door is None and not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity; a program is defined on finite values")
-    return np.require(features, np.float32, ["C", "A"])
+    if door is not None and features.size and not door.low <= features.min() <= features.max() <= door.high:
+        raise ValueError(
+            f"features hold levels of {features.min()} to {features.max()}; the program takes {door.low} to {door.high}"
+        )
+    return np.require(features, dtype, ["C", "A"])

@@ -34,6 +34,7 @@ from subtone.program import (
     Embedding,
     Function,
     Glu,
+    IntegerWeight,
     LayerNorm,
     Lstm,
     Multiply,
@@ -242,6 +243,7 @@ def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) ->
         record.scale_groups = parts["scale"].shape[1]
         record.rows, record.columns = parts["codes"].shape
     else:
+        assert not isinstance(weight, IntegerWeight)
         parts = {"floats": _floats(weight.dequantize() if isinstance(weight, QTensor) else weight)}
         record.rows = parts["floats"].shape[0]
         record.columns = parts["floats"].size // record.rows

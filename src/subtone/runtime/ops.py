@@ -29,11 +29,17 @@ from subtone.program import (
     Embedding,
     Function,
     Glu,
+    IntegerAdd,
+    IntegerAffine,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerMultiply,
     LayerNorm,
     Lstm,
     Multiply,
     Op,
     Relu,
+    Rescale,
     Scale,
     Sinusoids,
     Stack,
@@ -42,6 +48,14 @@ from subtone.program import (
 )
 from subtone.qtensor import QTensor
 from subtone.runtime import functions
+from subtone.runtime.integer_ops import (
+    integer_add,
+    integer_affine,
+    integer_conv1d,
+    integer_conv2d,
+    integer_multiply,
+    rescale,
+)
 from subtone.runtime.products import decoded, quantized_product
 from subtone.runtime.rows import Matrix, Rows
 from subtone.runtime.sequence_ops import attention, channel_norm, lstm, sinusoids, switched_lstm
@@ -215,4 +229,10 @@ DEFINITIONS: dict[type[Op], Callable[..., tuple[Matrix, ...]]] = {
     ChannelNorm: channel_norm,
     Lstm: lstm,
     SwitchedLstm: switched_lstm,
+    IntegerConv1d: integer_conv1d,
+    IntegerConv2d: integer_conv2d,
+    IntegerAdd: integer_add,
+    IntegerMultiply: integer_multiply,
+    Rescale: rescale,
+    IntegerAffine: integer_affine,
 }

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from subtone.program import (
     Constants,
-    Conv1d,
-    Conv2d,
     Op,
+    OverFrames,
     Program,
     Stack,
     check_frames,
@@ -225,7 +224,7 @@ class Planner:
 
 def stride_of(op: Op) -> int:
     """Rows of its input from one row of its output to the next."""
-    if isinstance(op, Conv1d | Conv2d):
+    if isinstance(op, OverFrames):
         return op.stride
     return op.count if isinstance(op, Stack) else 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from subtone import numerics
-from subtone.program import Constants
+from subtone.program import Constants, vector_of
 from subtone.qtensor import QTensor
 from subtone.runtime.rows import Matrix
 
@@ -45,4 +45,4 @@ def quantized_product(features: Matrix, weight: QTensor, bits: int) -> Matrix:
 def decoded(constants: Constants, name: str) -> Matrix:
     """The weight called `name` in float32."""
     weight = constants[name]
-    return weight.dequantize() if isinstance(weight, QTensor) else weight
+    return weight.dequantize() if isinstance(weight, QTensor) else vector_of(constants, name)

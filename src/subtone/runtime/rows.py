@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
+Matrix = NDArray[Any]
+"""(rows, width): float32, or int32 in an integer-only program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Rows:
         assert first >= self.base or first >= last, f"row {first} is gone; rows from {self.base} are held"
         if start == first and stop == last:
             return self.held[first - self.base : last - self.base]
-        rows = np.zeros((max(0, stop - start), self.held.shape[1]), np.float32)
+        rows = np.zeros((max(0, stop - start), self.held.shape[1]), self.held.dtype)
         if first < last:
             rows[first - start : last - start] = self.held[first - self.base : last - self.base]
         return rows

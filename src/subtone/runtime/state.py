@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,12 @@ class StreamState:
     can be taken up again from any point. The same for every engine.
 
     * `ends`: int64, rows of every value so far, in the order of the program's planner.
-    * `rows`: float32, flat: the kept rows of every value, one value after the other.
+    * `rows`: float32, or int32 of an integer-only program, flat: the kept rows of every value, one value after the other.
     * `is_ended`: whether the step that made it was the last; none goes on from it.
     """
 
     ends: NDArray[np.int64]
-    rows: NDArray[np.float32]
+    rows: NDArray[Any]
     is_ended: bool = False
 
     @property

@@ -38,7 +38,7 @@ def with_tables(program: Program, constants: Constants) -> tuple[Program, Consta
             if (name := getattr(op, field))
         }
         end = op.end({field: rows.end for field, rows in seen.items()}, is_last=True)
-        nothing = np.empty((0, widths[op.output]), np.float32)
+        nothing = np.empty((0, widths[op.output]), program.dtype)
         if op.memory:  # before the first row
             seen |= {field: Rows(nothing) for field in op.RESULTS}
         results = DEFINITIONS[type(op)](op, seen, constants, 0, end) if end else [nothing for _ in op.RESULTS]
