@@ -9,7 +9,7 @@ half up, `(v + (1 << (s - 1))) >> s`, but where *floor* is said. No step here ov
 exp is 2^-t with t = -x log2(e): its whole part is a shift, its fraction goes through a polynomial of degree 4, the
 best of those that are 1 at 0 and 1/2 at 1, so that exp(0) is exactly 1 and nothing jumps between two shifts.
 Within 3.4e-6 of its value, where I-BERT's polynomial of degree 2 is within 1.9e-3; two more multiplications put
-the error below the last bit of what follows. Rejected: degree 3 (1.03e-4, three units of sigmoid's last place), and
+the error below the last bit of what follows. Rejected: degree 3 (1.03e-4, most of a unit of sigmoid's last place), and
 I-BERT's erf for GELU (1.8e-2, against 4.8e-4 through sigmoid).
 """
 
@@ -144,8 +144,7 @@ def silu(x: Integers, fraction_bits: int) -> Int32:
 def gelu(x: Integers, fraction_bits: int) -> Int32:
     """`x sigmoid(sqrt(8 / pi) (x + 0.044715 x^3))`, in units and bounds as `silu`, within 0.9 |x| of them.
 
-    That is GELU's form by tanh, from which the one by erf differs by up to 4.8e-4: less than a level in front
-    of 8 bits. With c = x clipped to [-8, 8] in units of 2^-16: `s = round(c c >> 16)`,
+    That is GELU's form by tanh, from which the one by erf differs by up to 4.8e-4. With c = x clipped to [-8, 8] in units of 2^-16: `s = round(c c >> 16)`,
     `w = GELU_LINEAR + round(s GELU_CUBIC >> 30)`, `u = round(c w >> 16)`, `x sigmoid(u)`.
 
     >>> (gelu(np.array([-32768, -256, 0, 256, 32767]), 8) >> 15).tolist()

@@ -28,6 +28,8 @@ MOST_COLUMNS = 2**15
 """Of a row of scores or of a norm, and distances of sinusoids: 21 minutes of frames of 40 ms."""
 WEIGHT_BITS = 22
 """The weights of a row of softmax sum to about 2^22: 2^22 * 127 lies within 2^29, so that products with levels sum in int32."""
+UNSEEN = -(2**62)
+"""Below every score."""
 NORM_BITS = 22
 """Fraction bits of a normalized value: sqrt(2^15) * 2^22 lies within 2^30."""
 LARGEST_BIAS = 2**61
@@ -40,8 +42,8 @@ def softmax_weights(
 ) -> Int32:
     """exp(score) / sum exp(score) along the last axis in units of 2^-22, exactly 0 where not `is_seen`.
 
-    Of n weights seen, the sum is 2^22 within n / 2 + 1 + 64 (n / 2^15), and each is within
-    `0.51 + 1.4e-5 weight` of its value. `e = exp(score - max)`; `factor = floor(2^61 / sum e)`; `round(e * factor >> 39)`.
+    With `e = exp(score - max)`: `factor = floor(2^61 / sum e)`, `weight = round(e * factor >> 39)`. Where n are seen,
+    the weights sum to 2^22 within 0.502 n, and each is within `0.51 + (7e-6 + 3.1e-5 n / 2^15) weight` of its value.
     A row of which nothing is seen has weights 0.
 
     Args:
@@ -55,7 +57,7 @@ def softmax_weights(
     if scores.shape[-1] > MOST_COLUMNS:
         raise ValueError(f"scores of width={scores.shape[-1]} are longer than 32768; cut the utterance")
     seen = np.broadcast_to(np.bool_(True) if is_seen is None else is_seen, scores.shape)
-    highest = np.max(np.where(seen, scores, -(2**31)), axis=-1, keepdims=True, initial=-(2**31))
+    highest = np.max(np.where(seen, scores, UNSEEN), axis=-1, keepdims=True, initial=UNSEEN)
     exponentials = np.where(seen, exp(scores - highest, fraction_bits).astype(np.int64), 0)
     total = exponentials.sum(axis=-1, keepdims=True)
     factor = (1 << 61) // np.maximum(total, ONE)  # the highest score adds 1
