@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Integers = NDArray[np.integer]
-Int32, Int64 = NDArray[np.int32], NDArray[np.int64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
 
 UNIT_BITS = 30
 """Fraction bits of exp's result and of every constant below."""
@@ -94,7 +95,7 @@ def exp(x: Integers, fraction_bits: int) -> Int32:
     return ((power + ((np.int64(1) << whole) >> 1)) >> whole).astype(np.int32)
 
 
-def _one_plus_exp(x: Int64, fraction_bits: int) -> Int64:
+def _one_plus_exp(x: Integers, fraction_bits: int) -> Int64:
     """1 + e^-|x| in units of 2^-16, 2^16 to 2^17."""
     return round_shift(ONE + exp(-np.abs(x), fraction_bits).astype(np.int64), UNIT_BITS - 16)
 
@@ -211,7 +212,9 @@ def check_fraction_bits(fraction_bits: int) -> None:
 
 def check_16_bits(x: Integers) -> Int64:
     """x in 64 bits, if each value fits in 16."""
-    x = np.asarray(x, np.int64)
-    if x.size and not -(2**15) <= x.min() <= x.max() < 2**15:
-        raise ValueError(f"x={x.min()}..{x.max()} is wider than 16 bits; rescale it to -32768..32767 first")
-    return x
+    wide = np.asarray(x, np.int64)
+    if wide.size and not -(2**15) <= wide.min() <= wide.max() < 2**15:
+        raise ValueError(
+            f"x={wide.min()}..{wide.max()} is wider than 16 bits; rescale it to -32768..32767 first"
+        )
+    return wide
