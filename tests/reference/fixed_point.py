@@ -39,7 +39,7 @@ def rescale(total: int, shift: int, low: int, high: int) -> int:
 def exp(x: int, fraction_bits: int) -> int:
     x = clip(x, -22 << fraction_bits, 0)
     m = fits(-x << (16 - fraction_bits), 32)
-    t = fits(m * 1549082005, 53)
+    t = fits(m * 1549082005, 52)
     z = t >> 46
     r = (t >> 16) & (ONE - 1)
     p = 7277686
@@ -124,7 +124,7 @@ def normalize(x: Sequence[int], epsilon: int) -> list[int]:
     half_shift = (62 - v.bit_length()) // 2
     root = floor_sqrt(v << (2 * half_shift))
     inverse = divide(2**61, root, 64)
-    assert inverse <= 2**31
+    assert 2**30 <= inverse <= 2**31
     y = []
     for value in x:
         d = fits(n * value - total, 32)
