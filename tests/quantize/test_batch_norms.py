@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference import batch_norms as reference
 from torch import nn
 
 from subtone.quantize.batch_norms import divergence, divergences, held_still, trained_batch_norms
-from tests.reference import batch_norms as reference
 
 EPSILON = 1e-6
 
@@ -99,14 +99,18 @@ def test_a_network_without_batch_norm_is_told_to_calibrate_on_recordings():
 
 def test_a_batch_norm_without_statistics_of_training_is_named():
     network = nn.Sequential(norm_of([1.0], [2.0]), nn.BatchNorm1d(1))
-    with pytest.raises(ValueError, match=r"BatchNorm 1 has running_mean=0 and running_var=1 in all 1 channels"):
+    with pytest.raises(
+        ValueError, match=r"BatchNorm 1 has running_mean=0 and running_var=1 in all 1 channels"
+    ):
         trained_batch_norms(network)
     network[1] = nn.BatchNorm1d(1, track_running_stats=False)
     with pytest.raises(ValueError, match="BatchNorm 1 has track_running_stats=False"):
         trained_batch_norms(network)
     for mean, variance in ((math.nan, 1.0), (0.0, -1.0), (0.0, math.inf)):
         network[1] = norm_of([mean], [variance])
-        with pytest.raises(ValueError, match="BatchNorm 1 holds statistics that are not finite or a variance below 0"):
+        with pytest.raises(
+            ValueError, match="BatchNorm 1 holds statistics that are not finite or a variance below 0"
+        ):
             trained_batch_norms(network)
 
 

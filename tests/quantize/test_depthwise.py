@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.reference.batch_norms import depthwise
 from torch import nn
 
 from subtone.quantize.batch_norms import held_still
 from subtone.quantize.depthwise import can_be_turned, turned_depthwise
-from tests.reference.batch_norms import depthwise
 
 
 def layer_of(channels: int = 4, taps: int = 5, **options) -> nn.Conv1d:
@@ -21,7 +21,8 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("taps", "padding", "dilation"), [(5, 2, 1), (5, 0, 1), (4, 1, 1), (33, 16, 1), (7, 6, 2), (3, 2, 1), (2, 3, 4)]
+    ("taps", "padding", "dilation"),
+    [(5, 2, 1), (5, 0, 1), (4, 1, 1), (33, 16, 1), (7, 6, 2), (3, 2, 1), (2, 3, 4)],
 )
 @pytest.mark.parametrize("bias", [False, True])
 def test_value_and_gradient_are_those_of_the_loop_and_of_torch(taps, padding, dilation, bias):
@@ -33,12 +34,12 @@ def test_value_and_gradient_are_those_of_the_loop_and_of_torch(taps, padding, di
     with turned_depthwise(layer):
         turned = layer(features)
         (gradient,) = torch.autograd.grad((turned * pull).sum(), features)
-    loop = depthwise(
-        features[1].double().tolist(), layer.weight[:, 0].double().tolist(), padding, dilation
-    )
+    loop = depthwise(features[1].double().tolist(), layer.weight[:, 0].double().tolist(), padding, dilation)
     offset = layer.bias[:, None].double() if bias else 0.0
     # Sums of at most 33 products of about 1 in float32.
-    torch.testing.assert_close(turned[1].double(), torch.tensor(loop, dtype=torch.float64) + offset, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        turned[1].double(), torch.tensor(loop, dtype=torch.float64) + offset, atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(turned, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=0)
 

@@ -75,7 +75,8 @@ def divergence(entering: Tensor, norm: _BatchNorm, *, epsilon: float) -> Tensor:
     mean = values.mean(2).mean(0)
     centred = values - mean[:, None]
     variance = centred.square().sum(2).sum(0) / (count - 1) + epsilon
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     stored = norm.running_var.float() + epsilon
     apart = (norm.running_mean.float() - mean).square()
     return (0.5 * (torch.log(variance / stored) + (stored + apart) / variance - 1)).mean()

@@ -35,7 +35,11 @@ class _Depthwise(torch.autograd.Function):
 
 def _transposed(features: Tensor, weight: Tensor, *, padding: int, dilation: int) -> Tensor:
     return functional.conv_transpose1d(
-        features.contiguous(), weight.to(features.dtype), padding=padding, dilation=dilation, groups=len(weight)
+        features.contiguous(),
+        weight.to(features.dtype),
+        padding=padding,
+        dilation=dilation,
+        groups=len(weight),
     )
 
 

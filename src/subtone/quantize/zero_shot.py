@@ -106,7 +106,9 @@ def synthesize(
     the loss is not finite, which names the BatchNorm and the batch.
     """
     _check_count(num_features=num_features)
-    device = next(network.parameters()).device if any(True for _ in network.parameters()) else torch.device("cpu")
+    device = (
+        next(network.parameters()).device if any(True for _ in network.parameters()) else torch.device("cpu")
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (settings.batch_size, num_features, settings.num_frames)
     features, losses, seconds = [], [], []
