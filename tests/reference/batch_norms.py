@@ -1,4 +1,4 @@
-"""Eq. 2 of Kim et al. 2021 as loops over layers, channels and values, in float64 Python."""
+"""Eq. 2 of Kim et al. 2022 as loops over layers, channels and values, in float64 Python."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How far what enters each BatchNorm is from what it saw in training: Eq. 2 of zero-shot quantization.
 
-A BatchNorm keeps the mean and variance of what entered it on the training data. Kim et al. 2021
+A BatchNorm keeps the mean and variance of what entered it on the training data. Kim et al. 2022
 (Integer-only Zero-shot Quantization, Eq. 2) take both as those of a Gaussian and ask for features
 whose own are near: KL(N(stored) || N(of the features)), the stored one first, so that what the
 training data spread over may not be missing.

@@ -1,6 +1,6 @@
 """Spectrograms for calibration, made from a network and no recording: zero-shot quantization.
 
-Kim et al. 2021, Integer-only Zero-shot Quantization for Efficient Speech Recognition, section II-C.
+Kim et al. 2022, Integer-only Zero-shot Quantization for Efficient Speech Recognition, section II-C.
 Noise goes into the float network; Adam moves it, not the network, until what enters every BatchNorm
 has the mean and deviation that the BatchNorm keeps of its training data (Eq. 2, batch_norms.py).
 What the network then computes lies where it does on speech, and ranges can be taken from it.
@@ -80,12 +80,13 @@ class Synthesis:
 
     * `features` (N, F, T) float32, batch after batch.
     * `losses` (num_batches, iterations + 1): Eq. 2 before each step, and of the features as they are given.
-    * `seconds` (num_batches,): wall-clock time that each batch took.
+    * `seconds`, `cpu_seconds` (num_batches,): what each batch took, by the clock and of all cores together.
     """
 
     features: NDArray[np.float32]
     losses: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    cpu_seconds: NDArray[np.float64]
 
 
 def synthesize(
@@ -111,17 +112,20 @@ def synthesize(
     )
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (settings.batch_size, num_features, settings.num_frames)
-    features, losses, seconds = [], [], []
+    features, losses, spent = [], [], []
     with torch.inference_mode(False), torch.enable_grad(), held_still(network), turned_depthwise(network):
         loss_of = _Loss(network, forward or network, settings)
         for batch_index in range(settings.num_batches):
-            start_s = time.perf_counter()
+            start_s = time.perf_counter(), time.process_time()
             noise = torch.rand(shape, generator=generator) * 2 - 1
             batch = (noise * settings.initial_bound).to(device).requires_grad_()
             losses.append(_descend(batch, loss_of, settings, batch_index, progress))
             features.append(batch.detach().cpu().numpy())
-            seconds.append(time.perf_counter() - start_s)
-    return Synthesis(features=np.concatenate(features), losses=np.array(losses), seconds=np.array(seconds))
+            spent.append((time.perf_counter() - start_s[0], time.process_time() - start_s[1]))
+    seconds, cpu_seconds = np.array(spent).T
+    return Synthesis(
+        features=np.concatenate(features), losses=np.array(losses), seconds=seconds, cpu_seconds=cpu_seconds
+    )
 
 
 def _descend(
