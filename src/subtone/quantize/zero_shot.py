@@ -107,9 +107,6 @@ def synthesize(
     the loss is not finite, which names the BatchNorm and the batch.
     """
     _check_count(num_features=num_features)
-    device = (
-        next(network.parameters()).device if any(True for _ in network.parameters()) else torch.device("cpu")
-    )
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (settings.batch_size, num_features, settings.num_frames)
     features, losses, spent = [], [], []
@@ -118,7 +115,7 @@ def synthesize(
         for batch_index in range(settings.num_batches):
             start_s = time.perf_counter(), time.process_time()
             noise = torch.rand(shape, generator=generator) * 2 - 1
-            batch = (noise * settings.initial_bound).to(device).requires_grad_()
+            batch = (noise * settings.initial_bound).to(loss_of.device).requires_grad_()
             losses.append(_descend(batch, loss_of, settings, batch_index, progress))
             features.append(batch.detach().cpu().numpy())
             spent.append((time.perf_counter() - start_s[0], time.process_time() - start_s[1]))
@@ -157,6 +154,9 @@ class _Loss:
 
     def __init__(self, network: nn.Module, forward: Forward, settings: SynthesisSettings) -> None:
         self.norms = trained_batch_norms(network)
+        first = next(iter(self.norms.values())).running_mean
+        assert first is not None
+        self.device = first.device
         self.forward = forward
         self.settings = settings
 

@@ -125,4 +125,4 @@ def _panel(item: Spectrogram, width: float, hop_ms: float) -> alt.LayerChart:
     )
     heard = textwrap.wrap(item.heard, CAPTION_COLUMNS) or ["(nothing)"]
     title = alt.TitleParams(item.title, subtitle=heard, anchor="start", subtitleColor="#555")
-    return alt.layer(axes, image).properties(width=width, height=height, title=title)
+    return alt.LayerChart(layer=[axes, image], width=width, height=height, title=title)
