@@ -198,6 +198,7 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 #include "avx512_convolutions.h"
 #include "rowwise.h"
 #include "attention.h"
+#include "scalar_integers.h"
 
 }  // namespace
 
