@@ -196,9 +196,9 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 
 #include "avx512_attention.h"
 #include "avx512_convolutions.h"
+#include "avx512_integers.h"
 #include "rowwise.h"
 #include "attention.h"
-#include "scalar_integers.h"
 
 }  // namespace
 
