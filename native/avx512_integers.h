@@ -263,6 +263,7 @@ SUBTONE_INLINE void integer_depthwise_tile(const IntegerDepthwise& conv, const u
   }
   const ints multiplier = _mm512_loadu_si512(product.multiplier + n0), odd = upper_half(multiplier);
   repeat<kFrames>(SUBTONE_EACH(f) {
+    asm("" : "+v"(sums[f]));  // as in multiply_group
     Totals totals = {_mm512_mul_epi32(sums[f], multiplier), _mm512_mul_epi32(upper_half(sums[f]), odd)};
     if constexpr (kHasCorrection) {
       const Totals correction = load_totals(product.correction + n0);  // a sum of levels is not below 0

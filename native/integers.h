@@ -50,7 +50,7 @@ struct IntegerDepthwise {
   }
 };
 
-constexpr int64_t kDepthwiseBlock = 64;  // frames of a depthwise convolution whose bytes are made at once
+constexpr int64_t kDepthwiseBlock = 128;  // frames of a depthwise convolution whose bytes are made at once
 
 struct IntegerAffine {
   const int32_t* multiplier;  // [padded output]
