@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": {"numerics", "files", "qtensor", "speech"},
     "quantize": {"numerics", "files", "qtensor", "speech", "models"},
     "train": {"numerics", "files", "qtensor", "speech", "models", "quantize"},
-    "export": {"numerics", "qtensor", "program", "speech", "pack", "models", "quantize", "train"},
+    "export": {"numerics", "qtensor", "program", "speech", "pack", "runtime", "models", "quantize", "train"},
     "report": {"numerics", "files", "qtensor", "program", "speech", "pack", "runtime", "models", "export"},
 }
 """Part -> the parts it may import; `cli`, `commands`, `demo` and the package itself see all."""

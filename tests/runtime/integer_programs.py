@@ -119,7 +119,7 @@ class IntegerProgram:
         if rng.random() < 0.5:
             names["correction"] = self.constant(rng.integers(-(2**37), 2**37, (rows, groups)))
         if rng.random() < 0.7:
-            names["bias"] = self.constant(rng.integers(-(2**20), 2**20, rows).astype(np.int32))
+            names["offset"] = self.constant(rng.integers(-(2**50), 2**50, rows))
         return names
 
     def program(self, num_ops: int) -> tuple[Program, dict[str, Constant]]:

@@ -104,22 +104,23 @@ def require_total(total: float, where: str) -> None:
 class IntegerProduct(IntegerOperation):
     """What products by a weight have: of row n of its (rows, groups of columns),
 
-        total = sum over groups g of (multiplier[n,g] * S[n,g] + correction[n,g] * Q[g]) + unit[n] * bias[n]
+        total = sum over groups g of (multiplier[n,g] * S[n,g] + correction[n,g] * Q[g]) + offset[n]
 
-    S the sum of level times x over the columns of the group, in int32; Q the sum of x there; unit the
-    multiplier of the row with the largest magnitude, so that with one group `total = multiplier (S + bias)`.
+    S the sum of level times x over the columns of the group, in int32; Q the sum of x there. `multiplier` int32
+    (rows, groups); `correction` int64, the same shape: what a zero point takes; `offset` int64 (rows,): the bias;
+    `shift` int32 (rows,). x is int8, or uint8.
 
-    `multiplier` int32 (rows, groups), `correction` int64, the same shape: what a zero point takes; `bias` and `shift`
-    int32 (rows,). x is int8, or uint8.
+    The bias is 64 bits wide, and not an int32 in the units of S: some trained rows are so faint that their bias is
+    3e9 of those units (docs/lab-log.md).
     """
 
-    ROLES: ClassVar = ("weight", "multiplier", "shift", "correction", "bias")
+    ROLES: ClassVar = ("weight", "multiplier", "shift", "correction", "offset")
     REQUIRED: ClassVar = ("weight", "multiplier", "shift")
     weight: str
     multiplier: str
     shift: str
     correction: str = ""
-    bias: str = ""
+    offset: str = ""
 
     def check_product(self, constants: Constants, where: str) -> None:
         """ValueError unless the integers fit the weight."""
@@ -134,8 +135,8 @@ class IntegerProduct(IntegerOperation):
         require(groups >= 1 and columns % groups == 0, f"{where} has {groups} groups for {columns} columns")
         require_integers(constants, self.multiplier, "multiplier", (rows, groups), where)
         require_integers(constants, self.correction, "correction", (rows, groups), where, dtype=np.int64)
-        for role in ("shift", "bias"):
-            require_integers(constants, getattr(self, role), role, (rows,), where)
+        require_integers(constants, self.offset, "offset", (rows,), where, dtype=np.int64)
+        require_integers(constants, self.shift, "shift", (rows,), where)
         shifts = integers_of(constants, self.shift)
         for shift in (int(shifts.min()), int(shifts.max())):
             require_shift(shift, where)
@@ -156,8 +157,8 @@ class IntegerProduct(IntegerOperation):
         total = 128.0 * of_group * multiplier.sum(1)
         if self.correction:
             total += of_group * np.abs(integers_of(constants, self.correction).astype(np.float64)).sum(1)
-        if self.bias:
-            total += np.abs(integers_of(constants, self.bias).astype(np.float64)) * multiplier.max(1)
+        if self.offset:
+            total += np.abs(integers_of(constants, self.offset).astype(np.float64))
         require_total(float(total.max()), where)
 
 

@@ -9,6 +9,7 @@ broken is an error, never a silent change to something slower.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import logging
 import os
@@ -41,6 +42,12 @@ class Engine(Protocol):
     def start(self) -> StreamState:
         """The state of a stream that has heard nothing; ValueError if the program cannot stream."""
 
+    def values(self, *inputs: Matrix) -> dict[str, Matrix]:
+        """Every value of a whole run by its name, inputs and output included: what calibration looks at.
+
+        All of them at once, so that they take the memory that a run saves.
+        """
+
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
         """What new rows of the inputs add to the output, and the state behind them.
 
@@ -63,6 +70,10 @@ class NumpyEngine:
     def run(self, *inputs: Matrix) -> Matrix:
         return self._execute(_checked(inputs, self.program), None, is_last=True)[0]
 
+    def values(self, *inputs: Matrix) -> dict[str, Matrix]:
+        state = self._execute(_checked(inputs, self.program), None, is_last=True, keeps_all=True)[1]
+        return _split(state.ends, self._planner, state.rows)
+
     def start(self) -> StreamState:
         return start_of(self._planner)
 
@@ -70,10 +81,10 @@ class NumpyEngine:
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
-        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool
+        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool, keeps_all: bool = False
     ) -> tuple[Matrix, StreamState]:
         planner, constants = self._planner, self._constants
-        plan = plan_of(planner, state, len(inputs[0]), is_last=is_last)
+        plan = plan_of(planner, state, len(inputs[0]), is_last=is_last, keeps_all=keeps_all)
         carried = _split(plan.first - plan.base, planner, None if state is None else state.rows)
         values: dict[str, Rows] = {}
         kept: dict[str, Matrix] = {}
@@ -122,10 +133,16 @@ def start_of(planner: Planner) -> StreamState:
     return StreamState(planner.start(), np.empty(0, planner.program.dtype))
 
 
-def plan_of(planner: Planner, state: StreamState | None, rows: int, *, is_last: bool) -> Plan:
-    """The plan of a step from `state`, or of a whole run from None; ValueError unless a step may go on from it."""
+def plan_of(
+    planner: Planner, state: StreamState | None, rows: int, *, is_last: bool, keeps_all: bool = False
+) -> Plan:
+    """The plan of a step from `state`, or of a whole run from None; ValueError unless a step may go on from it.
+
+    `keeps_all`, of a whole run: the state behind it holds all rows of every value.
+    """
     if state is None:
-        return planner.plan(rows)
+        plan = planner.plan(rows)
+        return dataclasses.replace(plan, keep=plan.base) if keeps_all else plan
     if state.is_ended:
         raise ValueError("is_last=True ended this stream; begin another with start()")
     if len(state.ends) == len(planner.index):
@@ -208,6 +225,10 @@ class NativeEngine:
     def run(self, *inputs: Matrix) -> Matrix:
         return self._execute(_checked(inputs, self.program), None, is_last=True)[0]
 
+    def values(self, *inputs: Matrix) -> dict[str, Matrix]:
+        state = self._execute(_checked(inputs, self.program), None, is_last=True, keeps_all=True)[1]
+        return _split(state.ends, self._planner, state.rows)
+
     def start(self) -> StreamState:
         return start_of(self._planner)
 
@@ -215,12 +236,12 @@ class NativeEngine:
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
     def _execute(
-        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool
+        self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool, keeps_all: bool = False
     ) -> tuple[Matrix, StreamState]:
         planner, position = self._planner, self._planner.index[self._ops.output]
         addresses = np.array([native.address_of(features) for features in inputs], np.uintp)
         with self._turn:
-            plan = plan_of(planner, state, len(inputs[0]), is_last=is_last)
+            plan = plan_of(planner, state, len(inputs[0]), is_last=is_last, keeps_all=keeps_all)
             rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
             dtype = self._ops.dtype
             before = np.empty(0, dtype) if state is None else state.rows

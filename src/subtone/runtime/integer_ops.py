@@ -36,7 +36,7 @@ Seen = Mapping[str, Rows]
 def weighted_total(
     op: IntegerProduct, x: NDArray, levels: NDArray, constants: Constants
 ) -> NDArray[np.int64]:
-    """`sum over g of (multiplier S + correction Q) + unit * bias` of IntegerProduct: int64 (T, N).
+    """`sum over g of (multiplier S + correction Q) + offset` of IntegerProduct: int64 (T, N).
 
     x: (T, K), or (T, N, K) where every output has inputs of its own; levels (N, K).
     """
@@ -54,14 +54,9 @@ def weighted_total(
             x_sums = of_x.sum(-1).astype(np.int64)
             correction = integers_of(constants, op.correction)[:, group]
             total += correction * (x_sums if has_own_inputs else x_sums[..., None])
-    if op.bias:
-        total += unit_of(multiplier) * integers_of(constants, op.bias)
+    if op.offset:
+        total += integers_of(constants, op.offset)
     return total
-
-
-def unit_of(multiplier: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each row (N, groups) the multiplier of the largest magnitude, the first of several."""
-    return multiplier[np.arange(len(multiplier)), np.abs(multiplier).argmax(axis=1)]
 
 
 def integer_conv1d(
