@@ -36,7 +36,7 @@ def tiny_model() -> PackedModel:
     shared = {"multiplier": "m", "shift": "s"}
     ops = (
         IntegerConv1d(
-            input="x", output="y", weight="a", correction="q", bias="b", low=-127, high=127, **shared
+            input="x", output="y", weight="a", correction="q", offset="b", low=-127, high=127, **shared
         ),
         IntegerConv1d(input="y", output="z", weight="c", low=0, high=255, source="net.c", **shared),
     )
@@ -46,7 +46,7 @@ def tiny_model() -> PackedModel:
     )  # fmt: skip
     constants: dict[str, Constant] = {
         "c": second,
-        "b": np.array([1, -2], np.int32),
+        "b": np.array([1, -2], np.int64),
         "q": np.array([[2**40], [-1]], np.int64),
         "s": np.array([35, 1], np.int32),
         "m": np.array([[2**31 - 1], [-3]], np.int32),
@@ -63,23 +63,23 @@ def tiny_file_by_hand() -> bytes:
     m_value = b"\xff\xff\xff\x7f" + b"\xfd\xff\xff\xff"
     s_value = b"\x23\0\0\0" + b"\1\0\0\0"
     q_value = bytes(5) + b"\1\0\0" + b"\xff" * 8
-    b_value = b"\1\0\0\0" + b"\xfe\xff\xff\xff"
+    b_value = b"\1" + bytes(7) + b"\xfe" + b"\xff" * 7
     codes = a_codes + bytes(61) + c_codes + bytes(63)
-    rest = c_codebook + m_value + s_value + q_value + b_value + bytes(20)
+    rest = c_codebook + m_value + s_value + q_value + b_value + bytes(12)
     a_crc, c_crc = crc32_hex(a_codes), crc32_hex(c_codes) + crc32_hex(c_codebook)
     m_crc, s_crc, q_crc, b_crc = map(crc32_hex, (m_value, s_value, q_value, b_value))
     manifest = (
         '{"program":{"input":"x","input_width":3,"output":"z","output_width":2,"frames_per_step":1,'
         '"doors":[[0.5,-127,127]],"output_scale":0.25,"ops":['
         '{"op":"integer_conv1d","input":"x","output":"y","weight":"a","low":-127,"high":127,'
-        '"multiplier":"m","shift":"s","correction":"q","bias":"b"},'
+        '"multiplier":"m","shift":"s","correction":"q","offset":"b"},'
         '{"op":"integer_conv1d","input":"y","output":"z","weight":"c","low":0,"high":255,'
         '"source":"net.c","multiplier":"m","shift":"s"}]},'
         '"front_end":{},"tokenizer":{},"recipe":{},"provenance":{},'
         '"constants":{"weights":[],"floats":[],'
         f'"levels":[["a",[2,3],3,0,"{a_crc}"],["c",[2,2,1],2,3,"{c_crc}"]],'
         f'"integers":[["m",[2,1],"int32","{m_crc}"],["s",[2],"int32","{s_crc}"],'
-        f'["q",[2,1],"int64","{q_crc}"],["b",[2],"int32","{b_crc}"]]}}}}'
+        f'["q",[2,1],"int64","{q_crc}"],["b",[2],"int64","{b_crc}"]]}}}}'
     )
     as_string = manifest.replace('"', '\\"')
     header = (
@@ -144,7 +144,7 @@ def test_any_integer_only_program_comes_back_and_runs_alike(
 def test_sizes_say_where_every_byte_goes() -> None:
     sizes = packed_sizes(GOLDEN)
     assert sizes.file_bytes == GOLDEN.stat().st_size
-    assert sizes.sections == {"codes": 4, "codebook": 4, "value": 40}
+    assert sizes.sections == {"codes": 4, "codebook": 4, "value": 48}
     assert {name: sizes.constants[name].num_bytes for name in "acmq"} == {"a": 3, "c": 5, "m": 8, "q": 16}
 
 

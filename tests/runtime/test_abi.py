@@ -245,7 +245,7 @@ def test_widths_that_do_not_fit_an_op_are_refused(caller):
 @pytest.mark.parametrize("is_signed", [0, 1])
 def test_integers_that_no_bounds_hold_harm_nothing(caller, isa, numbers, is_signed):
     """Sums wrap, and no step is undefined, which native/check_memory.sh would tell; inputs are 1.0, far beyond uint8."""
-    fields = dict.fromkeys(("multiplier", "correction", "bias", "offset"), numbers)
+    fields = dict.fromkeys(("multiplier", "correction", "offset"), numbers)
     wide = {"left_multiplier": -(2**31), "right_multiplier": -(2**31), "low": -(2**31), "high": 2**31 - 1}
     given = {f"integers.{name}": value for name, value in {**fields, **wide, "is_signed": is_signed}.items()}
     depthwise = {"groups": 4, "weight.columns": 3, "kernel": 3, "padding": 2, "padding_behind": 2}
