@@ -46,6 +46,7 @@ def test_half_a_percent_more_than_float_holds_and_more_fails(difference: float, 
     assert line == (
         f"| clean | w8 | 4.00 | {4 + difference:.2f} | {difference:+.2f} | -0.25 to +1.50 | 1 / 2 / 3 | 4 / 5 / 6 | {verdict} |"
     )
+    assert f"the most is {difference:+.2f} (clean)." in lines[2]
     assert lines[-2] == "`a.json`: one, 2 cores, no native library, commit abc."
 
 
