@@ -27,12 +27,12 @@ from subtone.program.operation import MAX_SIZE, Constants, require
 from subtone.program.rowwise import Embedding, Function, Glu
 
 MOST_FRACTION_BITS = 16
-"""Of what a function reads."""
+"""Of what a function reads; inside, it has exactly so many."""
 MOST_COLUMNS = 2**15
 """Of a row of scores or of a norm, and distances of sinusoids: 21 minutes of frames of 40 ms."""
 MAX_NORMALIZED = 2**30
 """Of a normalized value: sqrt(MOST_COLUMNS) in units of 2**-22 is less."""
-MAX_EPSILON = 2**61
+MAX_EPSILON = MAX_OFFSET = 2**61
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,9 @@ class IntegerLayerNorm(IntegerOperation):
         require_shift(self.shift, where)
         total = MAX_NORMALIZED * np.abs(integers_of(constants, self.multiplier).astype(np.float64))
         if self.offset:
-            total += np.abs(integers_of(constants, self.offset).astype(np.float64))
+            offset = np.abs(integers_of(constants, self.offset).astype(np.float64))
+            require(offset.max() <= MAX_OFFSET, f"{where} has an offset of {offset.max():.3g}, beyond 2**61")
+            total += offset
         require_total(float(total.max()), where)
 
 
@@ -147,7 +149,7 @@ class IntegerEmbedding(OfLevels, Embedding):
 
 def require_16_bits(x: Bounds, what: str, where: str) -> None:
     require(
-        -(2**15) <= x.low and x.high < 2**15,
+        x.low >= -(2**15) and x.high < 2**15,
         f"{where} reads levels of {x.low} to {x.high}; {what} takes 16 bits",
     )
 

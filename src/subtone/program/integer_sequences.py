@@ -182,4 +182,6 @@ class IntegerLstm(IntegerProduct):
 
 def require_rows(rows: int, what: str) -> None:
     """ValueError where a whole utterance is longer than `what` can be."""
-    require(rows <= MOST_COLUMNS, f"{rows} rows are more than {what} takes, {MOST_COLUMNS}; cut the utterance")
+    require(
+        rows <= MOST_COLUMNS, f"{rows} rows are more than {what} takes, {MOST_COLUMNS}; cut the utterance"
+    )

@@ -107,8 +107,8 @@ class OfLevels(IntegerOperation):
     `multiplier` int32 (rows, groups); `correction` int64, the same shape: what a zero point takes; `shift` int32 (rows,).
     """
 
-    ROLES: ClassVar = ("weight", "multiplier", "shift", "correction")
-    REQUIRED: ClassVar = ("weight", "multiplier", "shift")
+    ROLES: ClassVar[tuple[str, ...]] = ("weight", "multiplier", "shift", "correction")
+    REQUIRED: ClassVar[tuple[str, ...]] = ("weight", "multiplier", "shift")
     weight: str
     multiplier: str
     shift: str
