@@ -62,8 +62,12 @@ def stage(label: str) -> Iterator[Any]:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Any]:
-    """A callback (done, total) that moves a bar on stderr."""
+    """A callback (done, total) that moves a bar on stderr; a third argument stands beside it, such as a loss."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def move(done: int, total: int | None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=f"{label} {note}".rstrip())
+
+        yield move

@@ -23,9 +23,14 @@ def out_and_run(out: Path) -> tuple[Path, Path]:
 
 
 def recognizer_of(path: Path, threads: int, *, beam: int = 0) -> AnyRecognizer:
-    """Whatever `path` is: a packed file, or a checkpoint in torch; `beam` is for packed transducers."""
+    """Whatever `path` is: a packed file, or a checkpoint in torch; `beam` is for packed transducers.
+
+    A checkpoint calibrated for integers alone is heard as it will be packed: torch has no such arithmetic.
+    """
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a .subtone file, a checkpoint folder or a .nemo file")
+    from subtone.runtime.session import Session
+
     if path.is_dir() or path.suffix == ".nemo":
         if beam:
             raise ValueError(f"beam={beam} needs a packed file; {path} is a checkpoint: pack it first")
@@ -35,7 +40,10 @@ def recognizer_of(path: Path, threads: int, *, beam: int = 0) -> AnyRecognizer:
         from subtone.quantize.simulate import simulated
 
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        return simulated(load_checkpoint(path)).recognizer()
-    from subtone.runtime.session import Session
+        checkpoint = load_checkpoint(path)
+        if checkpoint.quantization is None or not checkpoint.quantization.ranges:
+            return simulated(checkpoint).recognizer()
+        from subtone.export.package import package
 
+        return Session.of(package(checkpoint, name=path.name), threads=threads).recognizer
     return Session.load(path, threads=threads, beam=beam).recognizer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +16,12 @@ from subtone.commands.arguments import AsJson, Limit, out_and_run, recognizer_of
 from subtone.files import claimed
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from subtone.models.checkpoints import Checkpoint
     from subtone.quantize.rules import Recipe
+    from subtone.quantize.static import IntegerSettings
 
 
 def demo(
@@ -127,24 +133,43 @@ def quantize(
         Path | None, typer.Option(help="Manifest whose sound bias correction and compensated rounding hear.")
     ] = None,
     limit: Limit = None,
+    save_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG of the spectrograms that calibration hears, and what the model hears in them."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a checkpoint's weights to few bits, as a recipe says; at once, or trained by --train.
 
-    --limit is of --train or --calibration. A killed training goes on where it was.
+    --limit is of --train or --calibration. A killed training goes on where it was. A recipe with [integer] also
+    divides all that lies between the weights, so that the packed file computes in integers alone; it needs no
+    recording but for integer.features = "recordings".
 
     Example: subtone quantize model.nemo recipes/ptq-w8.toml --out q8/
+
+    Example: subtone quantize model.nemo recipes/zero-shot-w8a8.toml --out w8a8/
     """
     from subtone.models.checkpoints import check_can_save, load_checkpoint, save_checkpoint
     from subtone.quantize.apply import check_sound
     from subtone.quantize.rules import Recipe
+    from subtone.quantize.static import IntegerSettings
 
     out, run = out_and_run(out)
     if out.resolve() == checkpoint.resolve():
         raise ValueError(f"out={out} is the float checkpoint itself; choose another folder")
     check_can_save(out)
     settings = Recipe.load(recipe)
-    check_sound(settings, has_calibration=bool(calibration), is_trained=bool(train_manifest))
+    integer = IntegerSettings.of(settings)
+    is_shown = integer is not None and integer.features != "recordings" and save_images is not None
+    has_calibration = bool(calibration) and not is_shown  # of which a picture may show one
+    check_sound(settings, has_calibration=has_calibration, is_trained=bool(train_manifest))
+    if save_images is not None and (integer is None or save_images.suffix != ".png"):
+        raise ValueError(
+            f"save_images={save_images} needs a recipe with [integer] and a name that ends in .png; leave it out, or "
+            "name such a file"
+        )
     if limit and not (train_manifest or calibration):
         raise ValueError(f"limit={limit} has no effect without --train or --calibration; leave it out")
     if dev_manifest and not train_manifest:
@@ -154,10 +179,16 @@ def quantize(
 
         TuneSettings.of(settings)  # a misspelt key is one without --train too
     source = load_checkpoint(checkpoint)
+    source.require_float()
+    examples = [] if integer is None else _calibration_features(source, integer, calibration, limit)
+    if save_images is not None:
+        _draw(save_images, source, examples, calibration)
     if train_manifest:
         result, curve = _trained(run, source, settings, train_manifest, dev_manifest, limit)
     else:
         result, curve = _rounded(source, settings, calibration, limit), []
+    if integer is not None:
+        result = _calibrated(result, integer, examples)
     save_checkpoint(out, result)
     assert result.quantization is not None
     document = {
@@ -190,6 +221,69 @@ def _rounded(source: Checkpoint, recipe: Recipe, calibration: Path | None, limit
     heard = spread(read_manifest(calibration), limit) if calibration else []
     with progress_bar("quantizing") as move:
         return quantize_checkpoint(source, recipe, utterances=heard, progress=move)
+
+
+def _calibration_features(
+    source: Checkpoint, settings: IntegerSettings, calibration: Path | None, limit: int | None
+) -> list[NDArray[np.float32]]:
+    """What the float network is calibrated on: features (T, F), made from it or of the manifest `calibration`."""
+    from subtone.quantize.static import features_made
+    from subtone.speech.audio import read_audio
+    from subtone.speech.data import read_manifest, spread
+
+    if settings.features != "recordings":
+        with progress_bar(f"making {settings.features} spectrograms") as move:
+            told = functools.partial(_tell_loss, move)
+            return features_made(source, settings, told)
+    assert calibration is not None
+    front_end = source.front_end
+    heard = spread(read_manifest(calibration), limit)
+    return [front_end(read_audio(utterance.audio_path, front_end.rate_hz)) for utterance in heard]
+
+
+def _tell_loss(move: Callable[..., None], done: int, total: int, loss: float) -> None:
+    move(done, total, f"(loss {loss:.3f})")
+
+
+def _calibrated(
+    checkpoint: Checkpoint, settings: IntegerSettings, examples: list[NDArray[np.float32]]
+) -> Checkpoint:
+    from subtone.export.static import calibrated
+
+    with progress_bar("calibrating") as move:
+        return calibrated(checkpoint, settings, examples, progress=lambda done: move(done, len(examples)))
+
+
+def _draw(
+    path: Path, source: Checkpoint, examples: list[NDArray[np.float32]], calibration: Path | None
+) -> None:
+    """Noise, the first two of `examples` and the first recording of `calibration`, if there is one, with what the
+    float network hears in each."""
+    from subtone.quantize.zero_shot import random_features
+    from subtone.report.spectrograms import Spectrogram, heard_in, save_spectrograms
+    from subtone.speech.audio import read_audio
+    from subtone.speech.data import read_manifest
+    from subtone.speech.recognize import Recognizer
+
+    recognizer, front_end = source.recognizer(), source.front_end
+    if not isinstance(recognizer, Recognizer):
+        raise ValueError(
+            f"save_images={path} draws what a CTC network hears in whole spectrograms; leave it out"
+        )
+    width, frames = front_end.num_features, len(examples[0])
+    noise = random_features(num_spectrograms=1, num_features=width, num_frames=frames)
+    kinds = [
+        ("random", noise[0]),
+        *((f"calibration {index + 1}", each.T) for index, each in enumerate(examples[:2])),
+    ]
+    if calibration is not None:
+        first = read_manifest(calibration)[0].audio_path
+        kinds.insert(0, ("real", front_end(read_audio(first, front_end.rate_hz)).T))
+    pictures = [
+        Spectrogram(title=kind, features=features, heard=heard_in(recognizer, features))
+        for kind, features in kinds
+    ]
+    save_spectrograms(path, pictures)
 
 
 def methods(as_json: AsJson = False) -> None:

@@ -55,7 +55,14 @@ def pack(
     say(document, as_json=as_json, line=f"{file}: {num_bytes / 1e6:.2f} MB")
 
 
-def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_json: AsJson = False) -> None:
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A packed file.")],
+    verify_integer: Annotated[
+        bool,
+        typer.Option("--verify-integer", help="Fail if anything in it is or computes in floating point."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List every layer of a packed file: bits, grid, distinct values, bytes; and what stayed float.
 
     Example: subtone inspect q8.subtone
@@ -65,6 +72,10 @@ def inspect(file: Annotated[Path, typer.Argument(help="A packed file.")], as_jso
 
     document = describe(file)
     show(document, as_json=as_json, table=None if as_json else inspection(document))
+    if verify_integer and not document["is_integer"]:
+        first, *others = document["float_parts"]
+        complain(f"{file} is not integer-only: {first}" + (f" and {len(others)} others" if others else ""))
+        raise typer.Exit(1)
 
 
 def transcribe(

@@ -8,6 +8,7 @@ from torch import nn
 
 from subtone.export.graph import FEATURES, FRAMES, LABELS, SAMPLES, Input
 from subtone.export.lower import INPUT, OUTPUT, check_all_used, lower, lower_entry
+from subtone.export.static import lower_to_integers
 from subtone.models import TransducerNetwork, is_transducer
 from subtone.models.cascaded import Cascaded
 from subtone.models.checkpoints import Checkpoint, Quantization
@@ -25,6 +26,9 @@ def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
     network, quantization = checkpoint.network, checkpoint.quantization
     if is_transducer(network):
         programs, constants = _lower_parts(network, quantization)
+    elif quantization is not None and quantization.ranges:
+        program, constants = lower_to_integers(checkpoint)
+        programs = {ENCODER: program}
     else:
         program, constants = lower(
             network,

@@ -44,6 +44,8 @@ class Quantization:
     * `activation_bits`: parameter path -> bits of the dynamic activations it meets; 0 is float.
     * `activation_clips`: parameter path -> the magnitude at which these activations are clipped before
       they are rounded, a value of float32 above 0; absent where nothing is clipped.
+    * `ranges`: the lowest and highest of each value of the exported program, of an integer-only model; empty
+      otherwise. `program_digest`: which program that was.
     * `recipe`: the resolved recipe.
     """
 
@@ -52,6 +54,8 @@ class Quantization:
     bias_shifts: Mapping[str, NDArray[np.float32]]
     recipe: Mapping[str, Any]
     activation_clips: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    program_digest: str = ""
 
     def __post_init__(self) -> None:
         for path, clip in self.activation_clips.items():
@@ -118,6 +122,9 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     if quantization is not None:
         document["recipe"] = dict(quantization.recipe)
         document["quantized"] = {name: _describe(name, quantization) for name in quantization.weights}
+        if quantization.ranges:
+            document["ranges"] = {name: list(ends) for name, ends in quantization.ranges.items()}
+            document["program_digest"] = quantization.program_digest
         for name, weight in quantization.weights.items():
             del state[name]
             state |= {f"{name}.{part}": torch.from_numpy(value) for part, value in _parts(weight).items()}
@@ -233,5 +240,7 @@ def _take_quantization(document: Mapping[str, Any], state: dict[str, torch.Tenso
         activation_bits=activation_bits,
         bias_shifts=shifts,
         activation_clips=clips,
+        ranges={name: (float(low), float(high)) for name, (low, high) in document.get("ranges", {}).items()},
+        program_digest=str(document.get("program_digest", "")),
         recipe=document["recipe"],
     )

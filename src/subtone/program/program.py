@@ -50,6 +50,7 @@ from subtone.program.rowwise import (
     Scale,
 )
 from subtone.program.sequences import Attention, ChannelNorm, Lstm, OverWindow, Sinusoids, SwitchedLstm
+from subtone.qtensor import QTensor
 
 Op = (
     Conv1d | Conv2d | Stack | Affine | Add | Multiply | Scale | Relu | Clip | Function | Glu | LayerNorm
@@ -179,6 +180,22 @@ class Program:
             if not op.can_stream and op.output not in self.tables:
                 return f"{KINDS[type(op)]} of {op.source or op.output} needs the whole utterance"
         return ""
+
+    def float_parts(self, constants: Constants) -> list[str]:
+        """Every operation that computes in floating point, and every constant that is or decodes to floats."""
+        ops = [
+            f"op {index} ({KINDS[type(op)]} of {op.source or op.output})"
+            for index, op in enumerate(self.ops)
+            if op.ARITHMETIC == "float"
+        ]
+        kept = {name: constants[name] for name in self.constants_read}
+        floats = [
+            f"constant {name}"
+            for name, value in kept.items()
+            if isinstance(value, QTensor) or (isinstance(value, np.ndarray) and value.dtype.kind != "i")
+        ]
+        ends = [] if self.is_integer else [f"input {name}" for name in self.inputs]
+        return [*ends, *ops, *floats]
 
     def widths(self, constants: Constants) -> dict[str, int]:
         """Width of every value and table; ValueError where operations do not fit each other.

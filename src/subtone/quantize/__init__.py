@@ -22,6 +22,7 @@ from subtone.quantize.s8bqat import S8BQAT
 from subtone.quantize.shipped import shipped_recipes
 from subtone.quantize.subchannel import SubChannel
 from subtone.quantize.weights import quantizable_weights, weight_kind
+from subtone.quantize.zero_shot import Synthesis, SynthesisSettings, random_features, synthesize
 
 METHODS: dict[str, type[Method]] = {
     "acosr": ACosR,
@@ -69,6 +70,8 @@ __all__ = [
     "Recipe",
     "Rule",
     "Settings",
+    "Synthesis",
+    "SynthesisSettings",
     "TrainingMethod",
     "assign",
     "decoded_twin",
@@ -79,5 +82,7 @@ __all__ = [
     "method_of",
     "quantizable_weights",
     "quantize_weight",
+    "random_features",
+    "synthesize",
     "weight_kind",
 ]

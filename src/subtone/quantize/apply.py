@@ -15,6 +15,7 @@ from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.quantize import method_of
 from subtone.quantize.method import Batch, Method, TrainingMethod, decoded_twin
 from subtone.quantize.rules import Recipe
+from subtone.quantize.static import IntegerSettings
 from subtone.speech.audio import read_audio
 from subtone.speech.data import Utterance
 from subtone.speech.front_end import MelFrontEnd
@@ -117,6 +118,15 @@ def _method_at_once(recipe: Recipe) -> Method:
 def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> None:
     """ValueError if sound is given that `recipe` has no use for, or not given where it must hear some."""
     hears = next((rule.settings.hears for rule in recipe.rules if rule.settings.hears), None)
+    integer = IntegerSettings.of(recipe)
+    if integer is not None and integer.features == "recordings":
+        if not has_calibration:
+            raise ValueError(
+                f"recipe {recipe.name}: integer.features='recordings' needs recordings; give some with --calibration, "
+                "or use 'synthetic'"
+            )
+        if not hears:
+            return
     if has_calibration and is_trained:
         raise ValueError("--calibration and --train exclude each other; leave one out")
     if has_calibration and not hears:

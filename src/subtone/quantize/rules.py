@@ -242,6 +242,7 @@ class Recipe(pydantic.BaseModel):
 
     `options` are the method's own (a schedule, the weight of a penalty); the method checks them.
     `training` says how long and how fast a checkpoint is trained meanwhile; subtone.train checks it.
+    `integer` makes the packed model integer-only, calibrated as it says; quantize.static checks it.
     """
 
     model_config = STRICT
@@ -250,6 +251,7 @@ class Recipe(pydantic.BaseModel):
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    integer: dict[str, Any] | None = None
     rules: Annotated[tuple[Rule, ...], Field(strict=False)]
 
     @classmethod
@@ -306,6 +308,8 @@ class Recipe(pydantic.BaseModel):
                 )
         tables = {"options": self.options, "training": self.training}
         given = {name: table for name, table in tables.items() if table}
+        if self.integer is not None:
+            given["integer"] = self.integer
         return {"name": self.name, "method": self.method, **given, "rules": rules}
 
 

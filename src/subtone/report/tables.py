@@ -197,7 +197,9 @@ def inspection(document: Mapping[str, Any]) -> Group:
     facts = {
         **counts,
         "weights left in float": ", ".join(document["float_weights"]) or "none",
-        "float vectors (biases, gains)": f"{document['vectors']['count']}, {document['vectors']['bytes']:,} bytes",
+        f"{'integer' if document['is_integer'] else 'float'} vectors": (
+            f"{document['vectors']['count']}, {document['vectors']['bytes']:,} bytes"
+        ),
         **sections,
         "bytes of header": f"{document['header_bytes']:,}",
         "bytes of padding": f"{document['padding_bytes']:,}",

@@ -12,6 +12,7 @@ import numpy as np
 
 from subtone.pack import PackedFileError, PackedFileReason, PackedModel, read_packed
 from subtone.program import Program
+from subtone.runtime.doors import behind_doors
 from subtone.runtime.engine import Engine, load_engine
 from subtone.runtime.transducer import CascadeSearch, PackedTransducer
 from subtone.speech.ctc_search import CtcBeamSearch, CtcGreedySearch
@@ -58,12 +59,25 @@ class Session:
             PackedFileError: the file is not whole or not one of ours, or its front end, its
                 program and its labels do not fit each other.
         """
+        path = Path(path)
+        return cls.of(read_packed(path), engine=engine, threads=threads, beam=beam, path=path)
+
+    @classmethod
+    def of(
+        cls,
+        model: PackedModel,
+        *,
+        engine: str = "auto",
+        threads: int = 0,
+        beam: int = GREEDY,
+        path: Path | str = "the model",
+    ) -> Session:
+        """The session of a packed model in memory; as `load`, whose errors name `path`."""
         if beam < 0:
             raise ValueError(f"beam={beam} follows no hypothesis; use 1 or more, or 0 for greedy")
-        model = read_packed(Path(path))
         load = functools.partial(load_engine, constants=model.constants, kind=engine, threads=threads)
-        encoder = load(model.program)
-        parts = {name: load(part) for name, part in model.parts.items()}
+        encoder = behind_doors(load(model.program))
+        parts = {name: behind_doors(load(part)) for name, part in model.parts.items()}
         try:
             recognizer = _recognizer(model, encoder, parts, beam)
         except ValueError as error:
