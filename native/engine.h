@@ -20,6 +20,8 @@ namespace subtone {
 struct Scratch {
   Buffer<int8_t> levels;  // of a block of frames
   Buffer<int32_t> sums;
+  Buffer<uint8_t> bytes, image_levels;  // of an integer-only program: levels of a block; of one row of an image
+  Buffer<int32_t> products;             // of a block of features
   Buffer<float> scale;
   Buffer<float> row;             // a product of one row
   Buffer<float> image, result;   // of one row of a convolution over an image
@@ -82,10 +84,24 @@ struct subtone_engine {
   void recur(const subtone::PackedWeight& weight, const float* gates, int64_t units, const float* hidden,
              const float* cell, float* new_hidden, float* new_cell, int worker, int workers);
   void multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker, float* to);
+  void execute_integers(const subtone::PackedOp& op, int worker);
+  void execute_integer_product(const subtone::PackedOp& op, int worker);
+  void execute_integer_depthwise(const subtone::PackedOp& op, int worker);
+  void execute_integer_image(const subtone::PackedOp& op, int worker);
+  void gather_levels(const subtone::PackedOp& op, const subtone::IntegerProduct& product, int64_t group, int64_t row,
+                     int64_t count, uint8_t* levels) const;
+  void gather_image_levels(const subtone::PackedOp& op, int64_t row, int32_t level_offset, uint8_t* levels) const;
+  void multiply_levels(const subtone::IntegerProduct& product, int64_t count, subtone::Span panels, int worker,
+                       int32_t* to);
   // Row `base` of a value; its row `row`; its first new row.
   float* held(int32_t value) const;
   const float* at(int32_t value, int64_t row) const { return held(value) + (row - rows[value].base) * width(value); }
   float* fresh(int32_t value) const { return held(value) + (rows[value].first - rows[value].base) * width(value); }
+  // The same items in an integer-only program.
+  static int32_t* integers_of(float* items) { return reinterpret_cast<int32_t*>(items); }
+  const int32_t* integers_at(int32_t value, int64_t row) const {
+    return reinterpret_cast<const int32_t*>(at(value, row));
+  }
   void restore(int32_t value) const;
   void save(int32_t value) const;
 };

@@ -119,6 +119,7 @@ void subtone_engine::work(int worker) {
 }
 
 void subtone_engine::execute(const PackedOp& op, int worker) {
+  if (op.is_integer()) return execute_integers(op, worker);
   switch (op.kernel) {
     case Kernel::kMultiply:
     case Kernel::kDepthwise:

@@ -1,13 +1,15 @@
 // What a kernel reads and writes: constants packed once at load, one layout for all instruction sets.
 //
 // Letters as in subtone.h: frames t, inputs k, outputs n, groups g. Files that are compiled for one
-// instruction set include nothing but this header, the loops of rowwise.h, attention.h and functions.h (all
+// instruction set include nothing but this header, integers.h, the loops of rowwise.h, attention.h and functions.h (all
 // in a namespace that no other file sees) and <immintrin.h>: an inline function of the standard
 // library compiled there could be the copy the linker keeps for every other machine.
 #ifndef SUBTONE_KERNELS_H
 #define SUBTONE_KERNELS_H
 
 #include <stdint.h>
+
+#include "integers.h"
 
 namespace subtone {
 
@@ -98,7 +100,10 @@ struct AttentionScratch {
 // `frames` frames times the panels of `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, x_width),
 // whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
 // several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
-// (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart). Others: see subtone.h.
+// (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart).
+// narrow: int32 levels -> bytes. integer_sums: of the bytes of each frame and group. integer_multiply: bytes of `frames`
+// frames times the panels of `panels`; sums null without a correction. integer_depthwise: as depthwise; `quads`: scratch
+// of rows(kDepthwiseBlock) * 64 bytes. Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

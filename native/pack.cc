@@ -18,14 +18,6 @@ bool has_shape(const subtone_weight& weight, int64_t rows, int64_t columns) {
   return weight.rows == rows && weight.columns == columns;
 }
 
-// The sizes of a convolution's rows; SUBTONE_SIZE where one is none.
-int32_t pack_taps(const subtone_op& op, PackedOp* packed) {
-  packed->taps = {op.kernel, op.stride, op.dilation, op.padding, op.padding_behind};
-  const bool fits = is_size(op.kernel, 1) && is_size(op.stride, 1) && is_size(op.dilation, 1) &&
-                    is_size(op.padding, 0) && is_size(op.padding_behind, 0);
-  return fits ? SUBTONE_OK : SUBTONE_SIZE;
-}
-
 int32_t pack_conv1d(const subtone_op& op, int64_t inputs, int64_t outputs, PackedOp* packed) {
   const int32_t status = pack_taps(op, packed);
   if (status != SUBTONE_OK) return status;
@@ -45,29 +37,16 @@ int32_t pack_conv1d(const subtone_op& op, int64_t inputs, int64_t outputs, Packe
 }
 
 int32_t pack_conv2d(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed) {
-  const int32_t status = pack_taps(op, packed);
+  const int32_t status = pack_image(op, width, width_out, packed);
   if (status != SUBTONE_OK) return status;
-  if (op.dilation != 1 || !is_size(op.in_channels, 1) || width % op.in_channels) return SUBTONE_SIZE;
-  if (!is_size(op.feature_kernel, 1) || !is_size(op.feature_stride, 1) || !is_size(op.feature_padding, 0) ||
-      !is_size(op.feature_padding_behind, 0))
-    return SUBTONE_SIZE;
-  const int64_t channels = op.in_channels, features = width / channels, outputs = op.weight.rows;
-  if (!is_size(outputs, 1) || (op.groups != 1 && op.groups != channels) || outputs % op.groups) return SUBTONE_SIZE;
-  const int64_t span = features + op.feature_padding + op.feature_padding_behind - op.feature_kernel;
-  if (span < 0) return SUBTONE_SIZE;
-  const int64_t features_out = span / op.feature_stride + 1;
-  if (outputs * features_out != width_out) return SUBTONE_SIZE;
-  const int64_t depth = channels / op.groups, padded = (features_out - 1) * op.feature_stride + op.feature_kernel;
-  int64_t columns = 0;
-  if (__builtin_mul_overflow(depth * op.kernel, op.feature_kernel, &columns)) return SUBTONE_SIZE;
-  if (!has_shape(op.weight, outputs, columns)) return SUBTONE_SIZE;
-  packed->image = {channels, features, features_out, op.feature_padding, padded, outputs};
+  const int64_t channels = op.in_channels, outputs = op.weight.rows;
   const bool is_depthwise = op.groups == channels && outputs == channels;
   packed->kernel = is_depthwise ? Kernel::kImageDepthwise : Kernel::kImage;
-  const int32_t result = pack_convolution(op.weight, in_order(outputs), op.groups, depth, op.kernel, op.feature_kernel,
-                                          is_depthwise, nullptr, op.bias, op.relu, &packed->weight);
+  const int32_t result =
+      pack_convolution(op.weight, in_order(outputs), op.groups, channels / op.groups, op.kernel, op.feature_kernel,
+                       is_depthwise, nullptr, op.bias, op.relu, &packed->weight);
   packed->weight.convolution.stride = op.feature_stride;
-  packed->weight.convolution.plane_rows = padded;
+  packed->weight.convolution.plane_rows = packed->image.padded_features;
   return result;
 }
 
@@ -122,6 +101,38 @@ int64_t rows_out(const Taps& taps, int64_t rows, bool is_last) {
 
 }  // namespace
 
+// The sizes of a convolution's rows; SUBTONE_SIZE where one is none.
+int32_t pack_taps(const subtone_op& op, PackedOp* packed) {
+  packed->taps = {op.kernel, op.stride, op.dilation, op.padding, op.padding_behind};
+  const bool fits = is_size(op.kernel, 1) && is_size(op.stride, 1) && is_size(op.dilation, 1) &&
+                    is_size(op.padding, 0) && is_size(op.padding_behind, 0);
+  return fits ? SUBTONE_OK : SUBTONE_SIZE;
+}
+
+int32_t pack_image(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed) {
+  const int32_t status = pack_taps(op, packed);
+  if (status != SUBTONE_OK) return status;
+  if (op.dilation != 1 || !is_size(op.in_channels, 1) || width % op.in_channels) return SUBTONE_SIZE;
+  if (!is_size(op.feature_kernel, 1) || !is_size(op.feature_stride, 1) || !is_size(op.feature_padding, 0) ||
+      !is_size(op.feature_padding_behind, 0))
+    return SUBTONE_SIZE;
+  const int64_t channels = op.in_channels, features = width / channels, outputs = op.weight.rows;
+  if (!is_size(outputs, 1) || (op.groups != 1 && op.groups != channels) || outputs % op.groups) return SUBTONE_SIZE;
+  const int64_t span = features + op.feature_padding + op.feature_padding_behind - op.feature_kernel;
+  if (span < 0) return SUBTONE_SIZE;
+  const int64_t features_out = span / op.feature_stride + 1;
+  if (outputs * features_out != width_out) return SUBTONE_SIZE;
+  const int64_t depth = channels / op.groups, padded = (features_out - 1) * op.feature_stride + op.feature_kernel;
+  int64_t columns = 0, image_size = 0;
+  if (__builtin_mul_overflow(depth * op.kernel, op.feature_kernel, &columns) ||
+      __builtin_mul_overflow(padded * channels, op.kernel, &image_size))
+    return SUBTONE_SIZE;
+  if (!has_shape(op.weight, outputs, columns)) return SUBTONE_SIZE;
+  packed->image = {channels,          features, features_out,      op.feature_padding,
+                   padded,            outputs,  op.feature_kernel, op.feature_stride};
+  return SUBTONE_OK;
+}
+
 int64_t PackedOp::end(const int64_t* rows, bool is_last) const {
   if (is_convolution()) return rows_out(taps, rows[0], is_last);
   switch (kernel) {
@@ -163,6 +174,8 @@ int32_t pack_values(const subtone_op& op, PackedOp* packed) {
     case SUBTONE_ADD:
     case SUBTONE_MULTIPLY:
     case SUBTONE_CONCAT:
+    case SUBTONE_INTEGER_ADD:
+    case SUBTONE_INTEGER_MULTIPLY:
       count = 2;
       break;
     case SUBTONE_SWITCHED_LSTM:
@@ -172,7 +185,7 @@ int32_t pack_values(const subtone_op& op, PackedOp* packed) {
       count = op.fourth < 0 ? 3 : 4;
       break;
     default:
-      if (op.kind < SUBTONE_CONV1D || op.kind > SUBTONE_SINUSOIDS) return SUBTONE_VALUE;
+      if (op.kind < SUBTONE_CONV1D || op.kind > SUBTONE_INTEGER_AFFINE) return SUBTONE_VALUE;
   }
   const int32_t reads[kMaxReads] = {op.input, op.other, op.third, op.fourth};
   for (int which = 0; which < kMaxReads; ++which) packed->reads[which] = which < count ? reads[which] : -1;
@@ -263,7 +276,7 @@ int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed) {
       if (widths[op.other] > inputs || widths[op.third] != 1) return SUBTONE_SIZE;
       return pack_recurrent(op.small_weight, widths[op.other], op.small_bias, &packed->small);
     default:
-      return SUBTONE_VALUE;
+      return pack_integers(op, widths, packed);
   }
 }
 

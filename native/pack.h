@@ -42,10 +42,10 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-enum class Kernel {
+enum class Kernel {  // integer-only: from kIntegerProduct on
   kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
   kFunction, kGlu, kLayerNorm, kChannelNorm, kConcat, kColumns, kEmbedding, kAttention, kSinusoids, kLstm,
-  kSwitchedLstm
+  kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerAdd, kIntegerTimes, kRescale, kIntegerAffine
 };
 
 // A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped
@@ -62,6 +62,19 @@ struct PackedWeight {
   int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
 };
 
+// The same of an integer-only op: a product for each group of a convolution, or one that is depthwise; an affine or pair.
+struct PackedIntegers {
+  std::vector<IntegerProduct> products;
+  IntegerDepthwise depthwise;
+  IntegerAffine affine;
+  IntegerPair pair;
+  Buffer<int8_t> panels;
+  Buffer<int32_t> start, multiplier, shift;
+  Buffer<int64_t> correction, offset;
+
+  int64_t panels_of_product() const { return (products[0].outputs + kPanel - 1) / kPanel; }
+};
+
 // Rows of a convolution.
 struct Taps {
   int64_t kernel, stride, dilation, padding, padding_behind;
@@ -70,6 +83,7 @@ struct Taps {
 // An image: x (T, channels * features), y (T', outputs * features_out); padded by zeros to `padded_features`.
 struct Image {
   int64_t channels, features, features_out, feature_padding, padded_features, outputs;
+  int64_t feature_kernel, feature_stride;
 };
 
 constexpr int kMaxReads = 4, kMaxWrites = 2;
@@ -83,9 +97,10 @@ struct PackedOp {
   int32_t function;
   int64_t count, first;     // kStack; kColumns
   Taps taps;                // of convolutions
-  Image image;              // kImage, kImageDepthwise
+  Image image;              // kImage, kImageDepthwise, kIntegerImage
   PackedWeight weight;      // products, convolutions, recurrences
   PackedWeight small;       // kSwitchedLstm
+  PackedIntegers integers;  // kInteger..., kRescale
   Finish finish;            // kAffine, norms
   Attention attention;      // kAttention
   int64_t position_rows;    // of the table; 0: none
@@ -94,8 +109,10 @@ struct PackedOp {
 
   bool is_convolution() const {
     return kernel == Kernel::kMultiply || kernel == Kernel::kDepthwise || kernel == Kernel::kDense ||
-           kernel == Kernel::kImage || kernel == Kernel::kImageDepthwise;
+           kernel == Kernel::kImage || kernel == Kernel::kImageDepthwise || kernel == Kernel::kIntegerProduct ||
+           kernel == Kernel::kIntegerDepthwise || kernel == Kernel::kIntegerImage;
   }
+  bool is_integer() const { return kernel >= Kernel::kIntegerProduct; }
   bool is_recurrent() const { return kernel == Kernel::kLstm || kernel == Kernel::kSwitchedLstm; }
   // Rows of its results that exist once the values it reads have rows[0 .. 3] rows.
   int64_t end(const int64_t* rows, bool is_last) const;
@@ -118,6 +135,11 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,
                          bool relu, PackedWeight* packed);
+// The rows that a convolution's op names; of one over an image also its features, for values of these widths.
+int32_t pack_taps(const subtone_op& op, PackedOp* packed);
+int32_t pack_image(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed);
+// pack() for the ops of integer-only programs (pack_integers.cc).
+int32_t pack_integers(const subtone_op& op, const int64_t* widths, PackedOp* packed);
 // `values` (source, or null for all `absent`), followed by zeros up to `padded`.
 Buffer<float> padded_copy(const float* values, float absent, int64_t count, int64_t padded);
 

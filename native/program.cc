@@ -11,7 +11,8 @@ using subtone::PackedOp;
 
 namespace subtone {
 
-int64_t block_frames(const Product& product);  // execute.cc
+int64_t block_frames(const Product& product);         // execute.cc
+int64_t block_frames(const IntegerProduct& product);  // execute_integers.cc
 
 namespace {
 
@@ -24,6 +25,20 @@ void grow_for_product(const Product& product, int64_t frames, Scratch* part) {
   grow(&part->levels, frames * product.row_bytes());
   grow(&part->sums, frames * product.groups);
   grow(&part->scale, frames);
+}
+
+void grow_for_integers(const PackedOp& op, Scratch* part) {
+  const PackedIntegers& integers = op.integers;
+  if (op.kernel == Kernel::kIntegerDepthwise)
+    return grow(&part->bytes, integers.depthwise.rows(kDepthwiseBlock) * 4 * kLanes);
+  if (integers.products.empty()) return;
+  const IntegerProduct& product = integers.products[0];
+  const int64_t frames = block_frames(product);
+  grow(&part->bytes, frames * product.row_bytes());
+  if (product.correction) grow(&part->sums, frames * product.groups);
+  if (op.kernel != Kernel::kIntegerImage) return;
+  grow(&part->image_levels, op.image.padded_features * op.image.channels * op.taps.kernel);
+  grow(&part->products, frames * product.outputs);
 }
 
 }  // namespace
@@ -60,11 +75,8 @@ int32_t subtone_engine::append(const subtone_op& op) {
   const subtone::PackedWeight& weight = packed->weight;
   const subtone::Attention& attention = packed->attention;
   const bool is_image = packed->kernel == Kernel::kImage || packed->kernel == Kernel::kImageDepthwise;
-  int64_t image_size = 0;
-  if (is_image && __builtin_mul_overflow(packed->image.padded_features * packed->image.channels, packed->taps.kernel,
-                                         &image_size))
-    return SUBTONE_SIZE;
   for (subtone::Scratch& part : scratch) {
+    subtone::grow_for_integers(*packed, &part);
     if (packed->kernel == Kernel::kMultiply)
       subtone::grow_for_product(weight.product, subtone::block_frames(weight.product), &part);
     if (packed->is_recurrent()) {
@@ -73,7 +85,7 @@ int32_t subtone_engine::append(const subtone_op& op) {
       subtone::grow(&part.row, weight.outputs());
     }
     if (is_image) {
-      subtone::grow(&part.image, image_size);
+      subtone::grow(&part.image, packed->image.padded_features * packed->image.channels * packed->taps.kernel);
       subtone::grow(&part.result, packed->image.outputs * packed->image.features_out);
     }
     if (packed->kernel == Kernel::kAttention) {

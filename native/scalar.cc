@@ -176,6 +176,7 @@ void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns,
 
 #include "rowwise.h"
 #include "attention.h"
+#include "scalar_integers.h"
 
 }  // namespace
 

@@ -1,7 +1,7 @@
 /* The contract of the native run time: a plain C ABI, no Python, no torch, no JSON.
  *
  * A program is a list of ops over float32 matrices (rows, width), rows contiguous. docs/numerics.md
- * defines every operation and src/subtone/runtime/{ops,sequence_ops,products,functions}.py execute that
+ * defines every operation and src/subtone/runtime/{ops,sequence_ops,integer_ops,products,functions}.py execute that
  * definition; this library gives the same bits. With r() one rounding to float32 (nearest, ties to even)
  * and sums taken in the order in which they are written:
  *
@@ -45,6 +45,20 @@
  *
  *   sinusoids:     as sinusoid_table of sequence_ops.py, in float64, from `rotation`
  *
+ * An integer-only program holds no op but stack, concat, columns and the following, and its items, also those of
+ * inputs, output and state, are int32 in the place of floats. clip(total) = (total + 2^(shift-1)) >> shift, rounded down,
+ * then not below `low` and not above `high`; totals in 64 bits:
+ *   integer conv1d, conv2d:  with L and x of row n and the tap's row as in conv1d and conv2d, g over the groups of columns,
+ *                  S = sum of L x and Q = sum of x over the columns of g (exact in int32), unit = the multiplier[n,g]
+ *                  of the largest magnitude, the first of several,
+ *                  y = clip(sum_g (multiplier[n,g] S + correction[n,g] Q) + unit * bias[n]) with shifts[n]
+ *   integer add:       y = clip(left_multiplier * x + right_multiplier * other)
+ *   integer multiply:  y = clip(left_multiplier * (x * other)), the inner product in int32
+ *   rescale:           y = clip(left_multiplier * x)
+ *   integer affine:    y = clip(multiplier[n] * x + offset[n]) with shifts[n]
+ * A program that could overflow, or x beyond int8 (uint8) where a product reads it, gives unspecified numbers
+ * (all sums wrap), never anything else.
+ *
  * x and all constants are finite; the caller's floating-point mode is the IEEE default (no
  * flush-to-zero). Other values give unspecified numbers, never a read or write outside the buffers.
  *
@@ -57,11 +71,13 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 3 /* raised with every change of this header */
+#define SUBTONE_ABI 4 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
 #define SUBTONE_MAX_INTEGER_INPUTS 65535        /* 128 * 127 * 65535 < 2^30 */
+#define SUBTONE_MAX_COLUMNS 131071              /* of an integer-only product: 128 * 128 * 131071 < 2^31 */
+#define SUBTONE_MAX_SHIFT 62
 
 #ifdef __cplusplus
 extern "C" {
@@ -77,7 +93,7 @@ typedef enum {
   SUBTONE_MEMORY = 6,  /* out of memory */
   SUBTONE_THREADS = 7, /* the operating system starts no more threads */
   SUBTONE_FORKED = 8,  /* the engine was made before this process was forked */
-  SUBTONE_RANGE = 9    /* a number is not finite, an epsilon not above 0, or a clip's ends do not ascend */
+  SUBTONE_RANGE = 9    /* a number is not finite, an epsilon not above 0, a clip's ends do not ascend, a shift not 1 to 62 */
 } subtone_status;
 
 typedef enum {
@@ -100,7 +116,13 @@ typedef enum {
   SUBTONE_CHANNEL_NORM = 16,
   SUBTONE_LSTM = 17,
   SUBTONE_SWITCHED_LSTM = 18,
-  SUBTONE_SINUSOIDS = 19
+  SUBTONE_SINUSOIDS = 19,
+  SUBTONE_INTEGER_CONV1D = 20,
+  SUBTONE_INTEGER_CONV2D = 21,
+  SUBTONE_INTEGER_ADD = 22,
+  SUBTONE_INTEGER_MULTIPLY = 23,
+  SUBTONE_RESCALE = 24,
+  SUBTONE_INTEGER_AFFINE = 25
 } subtone_kind;
 
 typedef enum {
@@ -119,11 +141,24 @@ typedef struct {
   int64_t rows, columns;   /* outputs; everything else of its shape, multiplied */
   int64_t scale_groups;    /* columns of scale and zero_point; divides `columns` */
   const float* floats;     /* (rows, columns), in torch's order of axes */
-  const uint8_t* codes;    /* (rows, columns) */
+  const uint8_t* codes;    /* (rows, columns); of an integer-only op the columns are (taps, in / groups) */
   const int8_t* levels;    /* 256 levels, indexed by a code */
   const float* scale;      /* (rows, scale_groups) */
   const float* zero_point; /* the same shape, in the units of `levels` */
 } subtone_weight;
+
+/* What the ops of an integer-only program have; read during subtone_append only. */
+typedef struct {
+  int32_t low, high; /* of every result */
+  int32_t left_multiplier, right_multiplier, shift; /* add; multiply and rescale: the left one */
+  int32_t is_signed;         /* products: x is int8, else uint8 */
+  int64_t groups;            /* products: columns of multiplier and correction; divides `columns` of the weight */
+  const int32_t* multiplier; /* products: (rows, groups); affine: (width) */
+  const int64_t* correction; /* (rows, groups); may be null */
+  const int32_t* bias;       /* (rows); may be null */
+  const int64_t* offset;     /* affine: (width) */
+  const int32_t* shifts;     /* products: (rows); affine: (width) */
+} subtone_integers;
 
 /* One op. Fields that its kind does not use are 0, values -1. Pointers are read during subtone_append only. */
 typedef struct {
@@ -147,6 +182,7 @@ typedef struct {
   const float* position_bias;
   const float* positions;     /* (position_rows, width) */
   const double* rotation;     /* sinusoids: (width / 2, 2), sine and cosine */
+  subtone_integers integers;
 } subtone_op;
 
 /* Rows of one value in one run, counted from the start of the utterance: base .. first - 1 come from the

@@ -236,6 +236,29 @@ def test_hugging_faces_parakeet_takes_features_its_own_way():
     assert found.losses[0, -1] < 0.5 * found.losses[0, 0]
 
 
+def test_jaspers_dense_residuals_are_all_heard():
+    torch.manual_seed(0)
+    dense = {"has_residual": True, "has_dense_residual": True, "is_separable": False}
+    body = [Block(filters=width, kernel=3, dropout=0.5, **dense) for width in (10, 12)]
+    config = QuartzNetConfig(num_features=F, num_outputs=6, blocks=(Block(filters=8, kernel=3), *body))
+    network = learn_statistics(QuartzNet(config), speech_like())
+    found = synthesize(network, QUICK, num_features=F)
+    # Units 1 + 1 + 1, residuals 1 + 2. Dropout would shake the loss; it is off.
+    assert len(divergences(network, torch.from_numpy(found.features))) == 6
+    assert found.losses[0, -1] < 0.1 * found.losses[0, 0]
+
+
+def test_batch_norms_over_images_count_as_well():
+    torch.manual_seed(0)
+    images = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    with torch.no_grad():
+        images[1].train().momentum = 1.0
+        images(speech_like()[:, None])
+        images.eval()
+    found = synthesize(images, QUICK, num_features=F, forward=lambda features: images(features[:, None]))
+    assert found.losses[0, -1] < 0.1 * found.losses[0, 0]
+
+
 # What cannot be -----------------------------------------------------------------------------
 
 

@@ -201,8 +201,9 @@ class NativeEngine:
         self._turn = threading.Lock()
         self._handle = self._create()
         weakref.finalize(self, self._library.subtone_destroy, self._handle)
+        bounds = self._ops.bounds(constants)
         for position, op in enumerate(self._ops.ops):
-            record, _arrays = native.op_record(op, self._planner.index, constants)
+            record, _arrays = native.op_record(op, self._planner.index, constants, bounds)
             status = self._library.subtone_append(self._handle, ctypes.byref(record))
             native.require_ok(self._library, status, f"adding op {position} ({op.source or op.output})")
 

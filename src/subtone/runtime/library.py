@@ -23,6 +23,7 @@ from subtone.program import (
     Add,
     Affine,
     Attention,
+    Bounds,
     ChannelNorm,
     Clip,
     Columns,
@@ -34,28 +35,38 @@ from subtone.program import (
     Embedding,
     Function,
     Glu,
+    IntegerAdd,
+    IntegerAffine,
+    IntegerConv1d,
+    IntegerConv2d,
+    IntegerMultiply,
+    IntegerOperation,
+    IntegerProduct,
     IntegerWeight,
     LayerNorm,
     Lstm,
     Multiply,
     Op,
     Relu,
+    Rescale,
     Scale,
     Sinusoids,
     Stack,
     SwitchedLstm,
+    integers_of,
     vector_of,
 )
 from subtone.qtensor import QTensor
 from subtone.runtime.sequence_ops import rotation
 
-ABI = 3
+ABI = 4
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
 _KINDS: tuple[type, ...] = (
     *(Conv1d, Affine, Add, Relu, Clip, Conv2d, Stack, Multiply, Scale, Function, Glu, LayerNorm, Concat),
     *(Columns, Embedding, Attention, ChannelNorm, Lstm, SwitchedLstm, Sinusoids),
+    *(IntegerConv1d, IntegerConv2d, IntegerAdd, IntegerMultiply, Rescale, IntegerAffine),
 )
 KIND_CODES: dict[type, int] = {kind: code for code, kind in enumerate(_KINDS)}
 
@@ -71,6 +82,19 @@ class WeightRecord(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("activation_bits", "reserved")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "scale_groups")),
         *((name, _Address) for name in ("floats", "codes", "levels", "scale", "zero_point")),
+    )
+
+
+INTEGER_POINTER_FIELDS = ("multiplier", "correction", "bias", "offset", "shifts")
+
+
+class IntegersRecord(ctypes.Structure):
+    """`subtone_integers` of native/subtone.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("low", "high", "left_multiplier", "right_multiplier", "shift")),
+        *(("is_signed", ctypes.c_int32), ("groups", ctypes.c_int64)),
+        *((name, _Address) for name in INTEGER_POINTER_FIELDS),
     )
 
 
@@ -93,6 +117,7 @@ class OpRecord(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("low", "high")),
         *((name, WeightRecord) for name in ("weight", "small_weight")),
         *((name, _Address) for name in POINTER_FIELDS),
+        ("integers", IntegersRecord),
     )
 
 
@@ -179,10 +204,12 @@ def address_of(array: NDArray) -> int:
     return array.ctypes.data
 
 
-def op_record(op: Op, value_index: Mapping[str, int], constants: Constants) -> tuple[OpRecord, list[NDArray]]:
+def op_record(
+    op: Op, value_index: Mapping[str, int], constants: Constants, bounds: Mapping[str, Bounds]
+) -> tuple[OpRecord, list[NDArray]]:
     """`op` for `subtone_append`, and the arrays it points into, to be held until that returns.
 
-    A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it
+    `bounds` of the values of an integer-only program, which say whether the input of a product is int8 or uint8. A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it
     is ever made in Python; a weight for float products is decoded here.
     """
     record = OpRecord(kind=KIND_CODES[type(op)], relu=getattr(op, "relu", False), cell=-1)
@@ -205,6 +232,11 @@ def op_record(op: Op, value_index: Mapping[str, int], constants: Constants) -> t
         if getattr(op, f"{field}_behind", None) == SAME:
             setattr(record, f"{field}_behind", getattr(op, field))
     _set_numbers(record, op)
+    if isinstance(op, IntegerOperation):
+        held = _set_integers(record.integers, op, constants, bounds)
+        if isinstance(op, IntegerProduct):
+            held += _set_weight(record.weight, constants[op.weight], 0)
+        return record, held
     for field in ("gain", "bias", "small_bias", "content_bias", "position_bias"):
         if name := getattr(op, field, ""):
             arrays[field] = _floats(vector_of(constants, name))
@@ -235,15 +267,40 @@ def _set_numbers(record: OpRecord, op: Op) -> None:
         record.function = FUNCTIONS.index(op.function)
 
 
+def _set_integers(
+    record: IntegersRecord, op: IntegerOperation, constants: Constants, bounds: Mapping[str, Bounds]
+) -> list[NDArray]:
+    """Fills `record`; gives the arrays that it points into."""
+    record.low, record.high = op.low, op.high
+    arrays: dict[str, NDArray] = {}
+    for field in op.ROLES:
+        if field != "weight" and (name := getattr(op, field)):
+            array = integers_of(constants, name)
+            arrays["shifts" if field == "shift" else field] = np.require(array, array.dtype, ["C", "A"])
+    if isinstance(op, IntegerProduct):
+        record.is_signed = bounds[getattr(op, op.VALUES[0])].low < 0
+        record.groups = arrays["multiplier"].shape[1]
+    elif isinstance(op, IntegerAdd):
+        record.left_multiplier, record.right_multiplier = op.left_multiplier, op.right_multiplier
+        record.shift = op.shift
+    elif isinstance(op, IntegerMultiply | Rescale):
+        record.left_multiplier, record.shift = op.multiplier, op.shift
+    for field, array in arrays.items():
+        setattr(record, field, address_of(array))
+    return list(arrays.values())
+
+
 def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) -> list[NDArray]:
     """Fills `record`; gives the arrays that it points into."""
-    if activation_bits:
+    if isinstance(weight, IntegerWeight):
+        parts = {"codes": np.require(weight.codes, np.uint8, ["C", "A"]), "levels": _table_of_levels(weight)}
+        record.rows, record.columns = parts["codes"].shape
+    elif activation_bits:
         assert isinstance(weight, QTensor)  # Program.widths has checked it
         parts = _integer_weight(weight)
         record.scale_groups = parts["scale"].shape[1]
         record.rows, record.columns = parts["codes"].shape
     else:
-        assert not isinstance(weight, IntegerWeight)
         parts = {"floats": _floats(weight.dequantize() if isinstance(weight, QTensor) else weight)}
         record.rows = parts["floats"].shape[0]
         record.columns = parts["floats"].size // record.rows
@@ -255,18 +312,23 @@ def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) ->
 
 def _integer_weight(weight: QTensor) -> dict[str, NDArray]:
     """Codes, the level of each code, and scale and zero_point with a row for every output."""
+    shape = (weight.num_rows, weight.scale.shape[1])
+    return {
+        "codes": np.require(weight.codes, np.uint8, ["C", "A"]),
+        "levels": _table_of_levels(weight),
+        "scale": _floats(np.broadcast_to(weight.scale, shape)),
+        "zero_point": _floats(np.broadcast_to(weight.level_zero_point(), shape)),
+    }
+
+
+def _table_of_levels(weight: QTensor | IntegerWeight) -> NDArray[np.int8]:
+    """The level of each code, 0 of those that it has not."""
     levels = np.zeros(256, np.int8)
     if weight.codebook is not None:
         levels[: weight.codebook.size] = weight.codebook
     else:
         levels[: 2**weight.bits] = np.arange(2**weight.bits) - weight.code_offset
-    shape = (weight.num_rows, weight.scale.shape[1])
-    return {
-        "codes": np.require(weight.codes, np.uint8, ["C", "A"]),
-        "levels": levels,
-        "scale": _floats(np.broadcast_to(weight.scale, shape)),
-        "zero_point": _floats(np.broadcast_to(weight.level_zero_point(), shape)),
-    }
+    return levels
 
 
 def _floats(array: NDArray) -> NDArray[np.float32]:

@@ -1,0 +1,66 @@
+// What the kernels of an integer-only program read, packed once at load.
+//
+// No floating-point number is in this file, nor in scalar_integers.h: both serve a processor without one. Letters as
+// in subtone.h. Levels of an input are bytes x + level_offset, level_offset 128 for int8 and 0 for uint8, so that they
+// are unsigned in either case and weights stay the int8 that they are: what vpdpbusd multiplies.
+#ifndef SUBTONE_INTEGERS_H
+#define SUBTONE_INTEGERS_H
+
+#include <stdint.h>
+
+namespace subtone {
+
+// clip((total + 2^(shift - 1)) >> shift, low, high). `offset` is what of the total no input changes, the rounding
+// term included.
+struct Requantize {
+  const int64_t* offset;  // [padded output]
+  const int32_t* shift;   // [padded output]
+  int32_t low, high;
+  bool is_upper;  // every shift is 32 or more: only the upper half of a total reaches the result
+};
+
+// Bytes [g * group_size, (g + 1) * group_size) of a row of levels are those of group g. Its quads are all that
+// hold one of them; weights that meet a byte of another group are 0, so that rows of levels need no padding.
+struct IntegerProduct {
+  int64_t columns, outputs, padded_outputs;
+  int64_t groups, group_size;
+  int64_t quads;    // of all groups
+  int64_t y_width;  // items from one frame of y to the next
+  int32_t level_offset;
+  const int8_t* panels;       // [panel][group][quad][outputs of panel][4]
+  const int32_t* start;       // [group][padded output]: -level_offset times the sum of the group's weights
+  const int32_t* multiplier;  // [group][padded output]
+  const int64_t* correction;  // the same; null where there is none
+  Requantize finish;
+
+  int64_t row_bytes() const { return (columns + 3) / 4 * 4; }
+  int64_t first_quad(int64_t group) const { return group * group_size / 4; }
+  int64_t last_quad(int64_t group) const { return ((group + 1) * group_size + 3) / 4; }
+};
+
+// A convolution of one channel each, one multiplier a channel: `product` with panels of 16 channels, [panel][quad
+// of taps][16][4]. Of frame t, tap j meets row t * stride + j * dilation - padding, x 0 beyond both ends.
+struct IntegerDepthwise {
+  IntegerProduct product;
+  int64_t stride, dilation, padding;
+
+  // Rows of bytes that a block of `frames` frames sees; a quad of taps starts in each.
+  int64_t rows(int64_t frames) const {
+    return (frames - 1) * stride + (product.quads - 1) * 4 * dilation + 1;
+  }
+};
+
+constexpr int64_t kDepthwiseBlock = 128;  // frames of a depthwise convolution whose bytes are made at once
+
+struct IntegerAffine {
+  const int32_t* multiplier;  // [padded output]
+  Requantize finish;
+};
+
+// left * x + right * other, or left * (x * other), or left * x; then as Requantize.
+struct IntegerPair {
+  int32_t left, right, shift, low, high;
+};
+
+}  // namespace subtone
+#endif
