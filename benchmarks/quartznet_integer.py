@@ -41,6 +41,8 @@ from subtone.speech.data import Utterance, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2, 3)
+SYNTHESIS = {"num_batches": 1, "iterations": 150, "precision": "bfloat16"}
+"""As the recipes say."""
 RECORDINGS = 32
 """Recordings of one calibration, 240 speakers' first ones divided among the seeds."""
 ROWS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
@@ -155,7 +157,7 @@ def examples_of(
         for utterance in read_manifest(recordings)[seed :: len(SEEDS)][:RECORDINGS]:
             yield source.front_end(read_audio(utterance.audio_path, source.front_end.rate_hz))
         return
-    synthesis = settings.synthesis.model_copy(update={"seed": seed, "num_batches": 1})
+    synthesis = settings.synthesis.model_copy(update={"seed": seed, **SYNTHESIS})
     kept = work / f"synthetic-{seed}.npz"
     if settings.features == "synthetic" and kept.exists():
         made = [np.ascontiguousarray(each.T) for each in np.load(kept)["features"]]

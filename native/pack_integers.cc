@@ -16,8 +16,6 @@ int64_t wrapped_sum(int64_t left, int64_t right) {
   return static_cast<int64_t>(static_cast<uint64_t>(left) + static_cast<uint64_t>(right));
 }
 
-int64_t magnitude(int64_t value) { return value < 0 ? -value : value; }
-
 // Shifts of `count` outputs in parts that are padded by themselves, and `offset` with their rounding terms.
 int32_t pack_requantize(const subtone_integers& from, int64_t count, int64_t parts, PackedIntegers* packed,
                         Requantize* finish) {
@@ -63,7 +61,6 @@ void pack_row(const subtone_op& op, const IntegerProduct& product, int64_t row, 
   int8_t* to = panels + panel * product.quads * 4 + 4 * (n - panel);
   const uint8_t* codes = op.weight.codes + row * product.columns;
   const int32_t* multipliers = from.multiplier + row * product.groups;
-  int32_t unit = multipliers[0];
   for (int64_t g = 0; g < product.groups; ++g) {
     int32_t sum = 0;
     for (int64_t k = g * product.group_size; k < (g + 1) * product.group_size; ++k) {
@@ -75,12 +72,11 @@ void pack_row(const subtone_op& op, const IntegerProduct& product, int64_t row, 
     const int64_t at = g * product.padded_outputs + n;
     start[at] = -product.level_offset * sum;
     multiplier[at] = multipliers[g];
-    if (magnitude(multipliers[g]) > magnitude(unit)) unit = multipliers[g];
     if (!from.correction) continue;
     correction[at] = from.correction[row * product.groups + g];
     offset[n] = wrapped_sum(offset[n], wrapped_product(correction[at], -product.level_offset * product.group_size));
   }
-  if (from.bias) offset[n] = wrapped_sum(offset[n], wrapped_product(unit, from.bias[row]));
+  if (from.offset) offset[n] = wrapped_sum(offset[n], from.offset[row]);
 }
 
 // A product for each of `parts` groups of rows; op.weight.rows of them in all.

@@ -49,9 +49,8 @@
  * inputs, output and state, are int32 in the place of floats. clip(total) = (total + 2^(shift-1)) >> shift, rounded down,
  * then not below `low` and not above `high`; totals in 64 bits:
  *   integer conv1d, conv2d:  with L and x of row n and the tap's row as in conv1d and conv2d, g over the groups of columns,
- *                  S = sum of L x and Q = sum of x over the columns of g (exact in int32), unit = the multiplier[n,g]
- *                  of the largest magnitude, the first of several,
- *                  y = clip(sum_g (multiplier[n,g] S + correction[n,g] Q) + unit * bias[n]) with shifts[n]
+ *                  S = sum of L x and Q = sum of x over the columns of g (exact in int32),
+ *                  y = clip(sum_g (multiplier[n,g] S + correction[n,g] Q) + offset[n]) with shifts[n]
  *   integer add:       y = clip(left_multiplier * x + right_multiplier * other)
  *   integer multiply:  y = clip(left_multiplier * (x * other)), the inner product in int32
  *   rescale:           y = clip(left_multiplier * x)
@@ -155,8 +154,7 @@ typedef struct {
   int64_t groups;            /* products: columns of multiplier and correction; divides `columns` of the weight */
   const int32_t* multiplier; /* products: (rows, groups); affine: (width) */
   const int64_t* correction; /* (rows, groups); may be null */
-  const int32_t* bias;       /* (rows); may be null */
-  const int64_t* offset;     /* affine: (width) */
+  const int64_t* offset;     /* (rows); may be null but in affine */
   const int32_t* shifts;     /* products: (rows); affine: (width) */
 } subtone_integers;
 

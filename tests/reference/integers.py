@@ -29,17 +29,13 @@ def product_value(op: IntegerProduct, constants: Constants, row: int, x: list[in
     multipliers = constants[op.multiplier][row].tolist()
     corrections = constants[op.correction][row].tolist() if op.correction else [0] * len(multipliers)
     size = len(levels) // len(multipliers)
-    total, unit = 0, 0
+    total = int(constants[op.offset][row]) if op.offset else 0
     for group, (multiplier, correction) in enumerate(zip(multipliers, corrections, strict=True)):
         level_sum, product_sum = 0, 0
         for column in range(group * size, (group + 1) * size):
             level_sum += x[column]
             product_sum += levels[column] * x[column]
         total += multiplier * product_sum + correction * level_sum
-        if abs(multiplier) > abs(unit):
-            unit = multiplier
-    if op.bias:
-        total += unit * int(constants[op.bias][row])
     return requantized(total, int(constants[op.shift][row]), op.low, op.high)
 
 

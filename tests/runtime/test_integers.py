@@ -50,7 +50,7 @@ def product_constants(
     groups: int = 1,
     shift: int = 40,
     correction: bool = False,
-    bias: bool = True,
+    offset: bool = True,
     seed: int = 0,
 ) -> dict[str, Constant]:
     """`w` with random integers for it: `m`, `s`, and where asked for `q` and `b`."""
@@ -60,14 +60,14 @@ def product_constants(
     constants["s"] = np.full(rows, shift, np.int32)
     if correction:
         constants["q"] = rng.integers(-(2**36), 2**36, (rows, groups))
-    if bias:
-        constants["b"] = rng.integers(-(2**16), 2**16, rows).astype(np.int32)
+    if offset:
+        constants["b"] = rng.integers(-(2**46), 2**46, rows)
     return constants
 
 
 def convolution(constants: dict[str, Constant], kind: type = IntegerConv1d, **fields) -> Op:
     """x to y, by whatever integers there are."""
-    optional = {"correction": "q" if "q" in constants else "", "bias": "b" if "b" in constants else ""}
+    optional = {"correction": "q" if "q" in constants else "", "offset": "b" if "b" in constants else ""}
     names = {"weight": "w", "multiplier": "m", "shift": "s", **optional}
     return kind(**{"input": "x", "output": "y", "low": -(2**30), "high": 2**30, **names, **fields})
 
@@ -235,7 +235,7 @@ def test_the_outermost_levels_reach_the_ends_of_int32_and_no_further(isa, bounds
     codes = np.full((2, columns), code, np.uint8)
     weight = IntegerWeight(codes=codes, shape=codes.shape, bits=8)
     ones = np.ones(2, np.int32)
-    constants = {"w": weight, "m": ones[:, None], "s": ones, "b": np.array([0, 2**31 - 1], np.int32)}
+    constants = {"w": weight, "m": ones[:, None], "s": ones, "b": np.array([0, 2**31 - 1])}
     top = {"low": -(2**31) + 1, "high": 2**31 - 1}
     program = program_of(convolution(constants, **top), width=columns, width_out=2, bounds=bounds)
     x = np.full((7, columns), 0, np.int32)

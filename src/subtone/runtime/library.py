@@ -85,7 +85,7 @@ class WeightRecord(ctypes.Structure):
     )
 
 
-INTEGER_POINTER_FIELDS = ("multiplier", "correction", "bias", "offset", "shifts")
+INTEGER_POINTER_FIELDS = ("multiplier", "correction", "offset", "shifts")
 
 
 class IntegersRecord(ctypes.Structure):
