@@ -50,19 +50,21 @@ def integer_program(
     *,
     grids: Grids | None = None,
     output: Grid | None = None,
+    prefix: str = "",
 ) -> tuple[Program, dict[str, Constant]]:
     """`program` without a floating-point number between its input and its output, and its constants.
 
     Args:
         ranges: of every value that an operation writes, and of the input; `ranges.observe` of the same program.
         output: the grid of the output, where another program reads it: its door.
+        prefix: stands in front of the names of the integers that are made.
 
     Raises:
         ValueError: an operation without an integer form, a weight that is float, a value that calibration has
             not seen or has only seen at 0, a ratio of scales beyond 32 bits. Each names the operation.
     """
     program, constants = with_tables(program, constants)
-    making = Making(program, constants, ranges, grids or Grids(), output=output)
+    making = Making(program, constants, ranges, grids or Grids(), output=output, prefix=prefix)
     for index, op in enumerate(program.ops):
         where = f"op {index} ({op.source or op.output})"
         lowering = LOWERINGS.get(type(op))
@@ -86,20 +88,19 @@ def lower_affine(making: Making, op: Affine, where: str) -> None:
     shift = np.array([min(dyadic_multiplier(float(each))[1], MAX_SHIFT) for each in largest])
     shift = np.minimum(shift, np.floor(ROOM_BITS - np.log2(np.maximum(total, 1.0))).astype(np.int64))
     require_ratio(float((largest * 2.0**shift).max()), int(shift.min()), where)
+    integers = {
+        "multiplier": np.floor(ratios * 2.0**shift + 0.5).astype(np.int32),
+        "offset": np.floor(offsets * 2.0**shift + 0.5).astype(np.int64),
+        "shift": shift.astype(np.int32),
+    }
     making.add(
         IntegerAffine(
             input=op.input,
             output=op.output,
-            multiplier=making.constant(
-                f"{op.output}.multiplier", np.floor(ratios * 2.0**shift + 0.5).astype(np.int32)
-            ),
-            offset=making.constant(
-                f"{op.output}.offset", np.floor(offsets * 2.0**shift + 0.5).astype(np.int64)
-            ),
-            shift=making.constant(f"{op.output}.shift", shift.astype(np.int32)),
             low=0 if op.relu else grid.low,
             high=grid.high,
             source=op.source,
+            **making.integers(op.output, integers),
         ),
         grid,
     )

@@ -29,7 +29,7 @@ def lower_product(making: Making, op: Conv1d | Conv2d, where: str) -> None:
         weight_of(making, op.weight, where), gain, bias, ratio=factor * source.scale / grid.scale,
         magnitude=source.magnitude, output_scale=grid.scale / factor, where=where,
     )  # fmt: skip
-    roles = {"weight": op.weight, **constants_at(making, output, integers)}
+    roles = {"weight": op.weight, **making.integers(output, integers)}
     kind = IntegerConv1d if isinstance(op, Conv1d) else IntegerConv2d
     kept = {field.name for field in dataclasses.fields(kind)} & {
         field.name for field in dataclasses.fields(op)
@@ -49,11 +49,6 @@ def weight_of(making: Making, name: str, where: str) -> QTensor:
         )
     making.constant(name, IntegerWeight.of(weight))
     return weight
-
-
-def constants_at(making: Making, output: str, integers: dict[str, NDArray]) -> dict[str, str]:
-    """Role -> name of `integers`, named by the value that they make."""
-    return {role: making.constant(f"{output}.{role}", value) for role, value in integers.items()}
 
 
 def product_integers(

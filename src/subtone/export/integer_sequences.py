@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.export.integer_products import constants_at, product_integers, weight_of
+from subtone.export.integer_products import product_integers, weight_of
 from subtone.export.making import (
     MAX_SHIFT,
     ROOM_BITS,
@@ -128,7 +128,7 @@ def lower_layer_norm(making: Making, op: LayerNorm, where: str) -> None:
             low=grid.low,
             high=grid.high,
             source=op.source,
-            **constants_at(making, op.output, integers),
+            **making.integers(op.output, integers),
         ),
         grid,
     )
@@ -159,7 +159,7 @@ def lower_attention(making: Making, op: Attention, where: str) -> None:
     making.add(
         IntegerAttention(
             **names,
-            **constants_at(making, op.output, biases),
+            **making.integers(op.output, biases),
             output=op.output,
             heads=op.heads,
             left=op.left,
@@ -187,7 +187,7 @@ def lower_sinusoids(making: Making, op: Sinusoids, where: str) -> None:
             low=-POSITION_LIMIT,
             high=POSITION_LIMIT,
             source=op.source,
-            **constants_at(making, op.output, {"rotation": turns}),
+            **making.integers(op.output, {"rotation": turns}),
         ),
         Grid(scale=1 / POSITION_LIMIT, low=-POSITION_LIMIT, high=POSITION_LIMIT),
     )
@@ -212,7 +212,7 @@ def lower_lstm(making: Making, op: Lstm, where: str) -> None:
             low=-limit,
             high=limit,
             source=op.source,
-            **constants_at(making, op.output, integers),
+            **making.integers(op.output, integers),
         ),
         Grid(scale=1 / limit, low=-limit, high=limit),
     )
@@ -236,7 +236,7 @@ def lower_embedding(making: Making, op: Embedding, where: str) -> None:
             low=grid.low,
             high=grid.high,
             source=op.source,
-            **constants_at(making, op.output, integers),
+            **making.integers(op.output, integers),
         ),
         grid,
     )

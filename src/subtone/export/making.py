@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from subtone.export.ranges import Range
 from subtone.numerics import dyadic_multiplier
@@ -98,6 +99,7 @@ class Making:
 
     Args:
         output: the grid of the program's output, where another program reads it; 31 bits otherwise.
+        prefix: stands in front of the names of integers, which several programs of one file may not share.
     """
 
     def __init__(
@@ -108,12 +110,13 @@ class Making:
         grids: Grids,
         *,
         output: Grid | None = None,
+        prefix: str = "",
     ) -> None:
         self.source, self.constants, self.ranges, self.settings = program, constants, dict(ranges), grids
         self.ops: list[Op] = []
         self.made: dict[str, Constant] = {}
         self.grids: dict[str, Grid] = {}
-        self.output = output
+        self.output, self.prefix = output, prefix
         self._wants = wants_of(program)
         self._writers = {name: op for op in program.ops for name in results_of(op)}
         self.widths = program.widths(constants)
@@ -238,6 +241,10 @@ class Making:
     def constant(self, name: str, value: Constant) -> str:
         self.made[name] = value
         return name
+
+    def integers(self, output: str, values: Mapping[str, NDArray]) -> dict[str, str]:
+        """Role -> name of integers, named by the value that they make."""
+        return {role: self.constant(f"{self.prefix}{output}.{role}", value) for role, value in values.items()}
 
 
 FITS = {
