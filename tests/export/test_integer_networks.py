@@ -21,6 +21,9 @@ from subtone.export.ranges import Range, observe
 from subtone.models.checkpoints import Checkpoint
 from subtone.models.conformer import ConformerCtc
 from subtone.models.conformer_config import CONFORMER_CTCS, ConformerCtcConfig
+from subtone.models.lstm import LstmConfig
+from subtone.models.predictors import LstmPredictorConfig
+from subtone.models.transducer import TransducerConfig
 from subtone.program import (
     Attention,
     ChannelNorm,
@@ -124,7 +127,7 @@ NETWORKS = ["conformer", "parakeet"]
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_move_by_little_and_8_bits_are_nearer_than_5(name):
     """A step of 5 bits is 127 / 15 = 8.5 times as long; half of that is asked for, as 8 bits are not all that errs."""
-    assert made(name)[1] < 0.1
+    assert made(name)[1] < 0.05
     assert made(name, 5)[1] > 4 * made(name)[1]
 
 
@@ -156,12 +159,21 @@ def test_positions_of_the_utterances_length_are_sinusoids_met_by_a_product():
 
 # Transducers -----------------------------------------------------------------------------
 
+CONFIGS = {
+    "lstm": TransducerConfig(
+        encoder=LstmConfig(num_features=FEATURES, widths=(6,), reduced_before=0, has_norm=True),
+        predictor=LstmPredictorConfig(embedding_width=4, widths=(5,)),
+        joint_width=6,
+        num_outputs=9,
+    ),
+    "conformer": TRANSDUCERS["conformer"],
+}
 LABELS = CharTokenizer(tuple("abcdefgh"))
 
 
 @functools.cache
 def transducer(name: str) -> tuple[dict[str, Program], dict[str, Constant]]:
-    network = random_transducer(TRANSDUCERS[name])
+    network = random_transducer(CONFIGS[name])
     checkpoint = Checkpoint(
         network=network, front_end=FrontEnd(num_mels=FEATURES), tokenizer=LABELS, quantization=quantize_module(network, RECIPE)
     )  # fmt: skip
@@ -219,7 +231,8 @@ def test_what_a_transducer_is_refused():
     changed = programs | {
         "encoder": dataclasses.replace(encoder, ops=(norm,), output_width=encoder.input_width)
     }
-    ranges = dict.fromkeys(programs, {**RANGES, "features": Range(-1.0, 1.0), "output": Range(-1.0, 1.0)})
+    ends = {**RANGES, "features": Range(-1.0, 1.0), "output": Range(-1.0, 1.0)}
+    ranges = dict.fromkeys(programs, ends)
     ranges["joiner"] = observe_joiner(programs, constants)
     with pytest.raises(
         ValueError, match=r"the encoder: op 0 \(norm\) is a ChannelNorm, which has no integer form"
