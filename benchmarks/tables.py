@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import integer_tables
+from markdown_rows import source_line as _source
+from markdown_rows import table as _table
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- results: made by benchmarks/tables.py, do not edit -->\n", "<!-- end of results -->\n"
@@ -247,6 +251,7 @@ def results_page() -> str:
             "",
             *zoo_lines(zoo),
             *stream_lines(streams),
+            *integer_lines(),
             "## The demo",
             "",
             "`make demo`: a spoken corpus, voices that training never heard.",
@@ -259,6 +264,14 @@ def results_page() -> str:
             "",
         ]
     )
+
+
+def integer_lines() -> list[str]:
+    """The sections of what has been measured of integers alone."""
+    made = {kind: oldest_first(kind)[-1:] for kind in integer_tables.SECTIONS}
+    return [
+        line for kind, found in made.items() for one in found for line in integer_tables.SECTIONS[kind](one)
+    ]
 
 
 def zoo_lines(zoo: Mapping[str, Any]) -> list[str]:
@@ -397,15 +410,6 @@ def stream_lines(streams: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    names = head.split(" | ")
-    return [
-        f"| {head} |",
-        "|" + "---|" * len(names),
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def _demo_row(row: Mapping[str, Any]) -> str:
     low, high = row["wer_interval_percent"]
     latency = " / ".join(f"{row['latency_ms'][rank]:.1f}" for rank in ("p50", "p90", "p99"))
@@ -413,12 +417,6 @@ def _demo_row(row: Mapping[str, Any]) -> str:
         f"| {row['model']} | {row['wer_percent']:.2f} | {low:.2f} to {high:.2f} | {row['bytes'] / 1e6:.3f} "
         f"| {row['real_time_factor']:.5f} | {latency} |"
     )
-
-
-def _source(document: Mapping[str, Any]) -> str:
-    machine = document["machine"]
-    isa = machine["isas"][0] if machine["isas"] else "no native library"
-    return f"`{document['source']}`: {machine['processor']}, {machine['cores']} cores, {isa}, commit {machine['commit']}."
 
 
 if __name__ == "__main__":

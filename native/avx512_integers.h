@@ -239,6 +239,18 @@ void make_quads(const IntegerDepthwise& conv, const int32_t* x, int64_t frames_i
   }
 }
 
+// What the sum of a quad of levels meets of which `count` taps are left; its other bytes are of no tap.
+SUBTONE_INLINE ints ones_of(int64_t count) {
+  return _mm512_set1_epi32(count < 4 ? 0x01010101 >> 8 * (4 - count) : 0x01010101);
+}
+
+// What the sums of the levels of 16 outputs add to their totals; such a sum is not below 0.
+SUBTONE_INLINE Totals corrected(const IntegerProduct& product, int64_t n0, ints level_sum) {
+  const Totals correction = load_totals(product.correction + n0);
+  return {_mm512_mullox_epi64(correction.even, _mm512_maskz_mov_epi32(0x5555, level_sum)),
+          _mm512_mullox_epi64(correction.odd, upper_half(level_sum))};
+}
+
 // kFrames frames of 16 channels; `quads`: what tap 0 of the first frame meets.
 template <int kFrames, bool kIsUpper, bool kHasCorrection>
 SUBTONE_INLINE void integer_depthwise_tile(const IntegerDepthwise& conv, const uint8_t* quads, int64_t n0,
@@ -253,8 +265,7 @@ SUBTONE_INLINE void integer_depthwise_tile(const IntegerDepthwise& conv, const u
   });
   for (int64_t tap = 0; tap < product.columns; tap += 4, weights += 64, quads += quad_bytes) {
     const ints part = _mm512_loadu_si512(weights);
-    const int64_t rest = product.columns - tap;  // a quad's other bytes are of no tap
-    const ints ones = _mm512_set1_epi32(rest < 4 ? 0x01010101 >> 8 * (4 - rest) : 0x01010101);
+    const ints ones = ones_of(product.columns - tap);
     repeat<kFrames>(SUBTONE_EACH(f) {
       const ints bytes = _mm512_loadu_si512(quads + f * frame_bytes);
       sums[f] = _mm512_dpbusd_epi32(sums[f], bytes, part);
@@ -265,11 +276,7 @@ SUBTONE_INLINE void integer_depthwise_tile(const IntegerDepthwise& conv, const u
   repeat<kFrames>(SUBTONE_EACH(f) {
     asm("" : "+v"(sums[f]));  // as in multiply_group
     Totals totals = {_mm512_mul_epi32(sums[f], multiplier), _mm512_mul_epi32(upper_half(sums[f]), odd)};
-    if constexpr (kHasCorrection) {
-      const Totals correction = load_totals(product.correction + n0);  // a sum of levels is not below 0
-      totals = plus(totals, {_mm512_mullox_epi64(correction.even, _mm512_maskz_mov_epi32(0x5555, level_sums[f])),
-                             _mm512_mullox_epi64(correction.odd, upper_half(level_sums[f]))});
-    }
+    if constexpr (kHasCorrection) totals = plus(totals, corrected(product, n0, level_sums[f]));
     _mm512_mask_storeu_epi32(y + f * product.y_width + n0, mask, ending(totals));
   });
 }
@@ -301,6 +308,48 @@ void integer_depthwise(const IntegerDepthwise& conv, const int32_t* x, int64_t f
       block(conv, quads, count, n0, mask, y + t * product.y_width);
     }
   }
+}
+
+// A quad of taps of 16 channels, interleaved: bytes of tap i become byte i of each channel.
+template <bool kIsUpper, bool kHasCorrection>
+void image_block(const IntegerImageDepthwise& conv, const uint8_t* levels, int64_t features, int64_t n0, int32_t* y) {
+  const IntegerProduct& product = conv.product;
+  const __mmask16 mask = lanes(product.outputs - n0);
+  const Ending<kIsUpper> ending(product.finish, n0);
+  const ints start = _mm512_loadu_si512(product.start + n0), multiplier = _mm512_loadu_si512(product.multiplier + n0);
+  levels += n0;
+  for (int64_t f = 0; f < features; ++f, levels += conv.feature_bytes) {
+    const int8_t* weights = product.panels + n0 * product.quads * 4;
+    ints sum = start, level_sum = _mm512_setzero_si512();
+    for (int64_t tap = 0; tap < product.columns; tap += 4, weights += 64) {
+      const auto bytes_of = [&](int64_t which) __attribute__((always_inline)) {
+        return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, levels + conv.places[tap + which]));
+      };
+      const ints low = _mm512_or_si512(bytes_of(0), _mm512_slli_epi32(bytes_of(1), 8));
+      const ints high = _mm512_or_si512(_mm512_slli_epi32(bytes_of(2), 16), _mm512_slli_epi32(bytes_of(3), 24));
+      const ints bytes = _mm512_or_si512(low, high);
+      sum = _mm512_dpbusd_epi32(sum, bytes, _mm512_loadu_si512(weights));
+      if (kHasCorrection) level_sum = _mm512_dpbusd_epi32(level_sum, bytes, ones_of(product.columns - tap));
+    }
+    Totals totals = times(sum, multiplier);
+    if (kHasCorrection) totals = plus(totals, corrected(product, n0, level_sum));
+    _mm512_mask_storeu_epi32(y + f * product.y_width + n0, mask, ending(totals));
+  }
+}
+
+void integer_image_depthwise(const IntegerImageDepthwise& conv, const uint8_t* levels, int64_t features, Span panels,
+                             int32_t* y) {
+  const IntegerProduct& product = conv.product;
+  const auto block = product.finish.is_upper ? (product.correction ? image_block<true, true> : image_block<true, false>)
+                                             : (product.correction ? image_block<false, true>
+                                                                   : image_block<false, false>);
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) block(conv, levels, features, panel * kLanes, y);
+}
+
+// The same bits, whatever they mean; transpose only moves them.
+void integer_transpose(const int32_t* from, int64_t stride, int64_t rows, int64_t columns, int32_t* to,
+                       int64_t to_stride) {
+  transpose(reinterpret_cast<const float*>(from), stride, rows, columns, reinterpret_cast<float*>(to), to_stride);
 }
 
 template <bool kIsUpper>

@@ -21,7 +21,7 @@ struct Scratch {
   Buffer<int8_t> levels;  // of a block of frames
   Buffer<int32_t> sums;
   Buffer<uint8_t> bytes, image_levels;  // of an integer-only program: levels of a block; of one row of an image
-  Buffer<int32_t> products;             // of a block of features
+  Buffer<int32_t> products;             // of a block of features; a row of an image, features first
   Buffer<float> scale;
   Buffer<float> row;             // a product of one row
   Buffer<float> image, result;   // of one row of a convolution over an image
@@ -90,7 +90,9 @@ struct subtone_engine {
   void execute_integer_image(const subtone::PackedOp& op, int worker);
   void gather_levels(const subtone::PackedOp& op, const subtone::IntegerProduct& product, int64_t group, int64_t row,
                      int64_t count, uint8_t* levels) const;
-  void gather_image_levels(const subtone::PackedOp& op, int64_t row, int32_t level_offset, uint8_t* levels) const;
+  void gather_image_levels(const subtone::PackedOp& op, int64_t row, const subtone::Scratch& mine) const;
+  void gather_features(const subtone::PackedOp& op, const subtone::IntegerProduct& product, int64_t group,
+                       subtone::Span features, const subtone::Scratch& mine) const;
   void multiply_levels(const subtone::IntegerProduct& product, int64_t count, subtone::Span panels, int worker,
                        int32_t* to);
   // Row `base` of a value; its row `row`; its first new row.

@@ -102,21 +102,48 @@ void subtone_engine::execute_integer_depthwise(const PackedOp& op, int worker) {
 }
 
 // The bytes that meet the taps of output row `row`, features first, then channels: [tap][padded feature][channel].
-void subtone_engine::gather_image_levels(const PackedOp& op, int64_t row, int32_t level_offset,
-                                         uint8_t* levels) const {
+void subtone_engine::gather_image_levels(const PackedOp& op, int64_t row, const subtone::Scratch& mine) const {
   const subtone::Image& its = op.image;
+  const int32_t level_offset = op.integers.products[0].level_offset;
   const int64_t size = its.padded_features * its.channels, behind = its.padded_features - its.feature_padding;
-  const int64_t features = behind < its.features ? behind : its.features;  // below 0: none
+  const int64_t features = behind < 0 ? 0 : behind < its.features ? behind : its.features;
+  const int64_t start = (features ? its.feature_padding : 0) * its.channels, end = start + features * its.channels;
+  uint8_t* levels = mine.image_levels.data();
   for (int64_t tap = 0; tap < op.taps.kernel; ++tap, levels += size) {
     const int64_t from_row = row * op.taps.stride - op.taps.padding + tap;
-    subtone::fill(level_offset, size, levels);
-    if (from_row < 0 || from_row >= rows[op.reads[0]].end) continue;
+    if (from_row < 0 || from_row >= rows[op.reads[0]].end) {
+      subtone::fill(level_offset, size, levels);
+      continue;
+    }
+    subtone::fill(level_offset, start, levels);
+    subtone::fill(level_offset, size - end, levels + end);
     const int32_t* from = integers_at(op.reads[0], from_row);
-    for (int64_t c = 0; c < its.channels; ++c, from += its.features)
-      for (int64_t f = 0; f < features; ++f)
-        levels[(its.feature_padding + f) * its.channels + c] =
-            static_cast<uint8_t>(static_cast<uint32_t>(from[f]) + static_cast<uint32_t>(level_offset));
+    if (its.channels > 1) {
+      kernels.integer_transpose(from, its.features, its.channels, features, mine.products.data(), its.channels);
+      from = mine.products.data();
+    }
+    kernels.narrow(from, end - start, level_offset, levels + start);
   }
+}
+
+// Of those the bytes of one group of channels for each of `features`: [feature][tap][channel of the group].
+void subtone_engine::gather_features(const PackedOp& op, const IntegerProduct& product, int64_t group, Span features,
+                                     const subtone::Scratch& mine) const {
+  const subtone::Image& image = op.image;
+  const int64_t depth = product.columns / (op.taps.kernel * image.feature_kernel);
+  const int64_t run = image.feature_kernel * depth;  // of one tap in time
+  uint8_t* to = mine.bytes.data();
+  for (int64_t f = features.first; f < features.last; ++f, to += product.row_bytes())
+    for (int64_t tap = 0; tap < op.taps.kernel; ++tap) {
+      const int64_t feature = tap * image.padded_features + f * image.feature_stride;
+      const uint8_t* from = mine.image_levels.data() + feature * image.channels + group * depth;
+      if (depth == image.channels) {
+        subtone::copy(from, run, to + tap * run);
+        continue;
+      }
+      for (int64_t place = 0; place < image.feature_kernel; ++place)
+        subtone::copy(from + place * image.channels, depth, to + tap * run + place * depth);
+    }
 }
 
 void subtone_engine::execute_integer_image(const PackedOp& op, int worker) {
@@ -124,35 +151,35 @@ void subtone_engine::execute_integer_image(const PackedOp& op, int worker) {
   const PackedIntegers& integers = op.integers;
   const subtone::Image& image = op.image;
   const subtone_rows& its = rows[op.writes[0]];
-  const IntegerProduct& first_product = integers.products[0];
-  const int64_t num_products = static_cast<int64_t>(integers.products.size());
-  const int64_t units = num_products * integers.panels_of_product();
+  const bool is_depthwise = op.kernel == Kernel::kIntegerImageDepthwise;
+  const int64_t panel = is_depthwise ? subtone::kLanes : subtone::kPanel;
+  const int64_t units = is_depthwise ? integers.products[0].padded_outputs / panel
+                                     : static_cast<int64_t>(integers.products.size()) * integers.panels_of_product();
   const auto share = subtone::share_of(its.end - its.first, units, worker, pool.workers(), 1);
-  const int64_t step = subtone::block_frames(first_product), depth = image.channels / num_products;
-  const int64_t run = op.image.feature_kernel * depth, place_bytes = image.channels;
+  const int64_t step = is_depthwise ? image.features_out : subtone::block_frames(integers.products[0]);
   if (share.panels.first == share.panels.last) return;
   for (int64_t t = share.frames.first; t < share.frames.last; ++t) {
-    gather_image_levels(op, its.first + t, first_product.level_offset, mine.image_levels.data());
+    gather_image_levels(op, its.first + t, mine);
     int32_t* row = integers_of(fresh(op.writes[0])) + t * width(op.writes[0]);
+    // Outputs `panels` of a product for `count` features, outputs first.
+    const auto put = [&](const IntegerProduct& product, Span panels, int64_t count, int32_t* to) {
+      const int64_t first = panels.first * panel, last = panels.last * panel;
+      kernels.integer_transpose(mine.products.data() + first, product.outputs, count,
+                                (last < product.outputs ? last : product.outputs) - first,
+                                to + first * image.features_out, image.features_out);
+    };
+    if (is_depthwise) {
+      kernels.integer_image_depthwise(integers.image_depthwise, mine.image_levels.data(), image.features_out,
+                                      share.panels, mine.products.data());
+      put(integers.products[0], share.panels, image.features_out, row);
+      continue;
+    }
     subtone::each_product(integers, share.panels, [&](const IntegerProduct& product, int64_t group, Span panels) {
       for (int64_t f = 0; f < image.features_out; f += step) {
         const int64_t count = f + step < image.features_out ? step : image.features_out - f;
-        uint8_t* to = mine.bytes.data();
-        for (int64_t i = 0; i < count; ++i, to += product.row_bytes())
-          for (int64_t tap = 0; tap < op.taps.kernel; ++tap) {
-            const int64_t feature = tap * image.padded_features + (f + i) * image.feature_stride;
-            const uint8_t* from = mine.image_levels.data() + feature * place_bytes + group * depth;
-            if (depth == place_bytes)
-              subtone::copy(from, run, to + tap * run);
-            else
-              for (int64_t place = 0; place < image.feature_kernel; ++place)
-                subtone::copy(from + place * place_bytes, depth, to + tap * run + place * depth);
-          }
+        gather_features(op, product, group, {f, f + count}, mine);
         multiply_levels(product, count, panels, worker, mine.products.data());
-        const int64_t last = panels.last * subtone::kPanel;
-        for (int64_t n = panels.first * subtone::kPanel; n < (last < product.outputs ? last : product.outputs); ++n)
-          for (int64_t i = 0; i < count; ++i)
-            row[(group * product.outputs + n) * image.features_out + f + i] = mine.products[i * product.outputs + n];
+        put(product, panels, count, row + group * product.outputs * image.features_out + f);
       }
     });
   }
@@ -165,6 +192,7 @@ void subtone_engine::execute_integers(const PackedOp& op, int worker) {
     case Kernel::kIntegerDepthwise:
       return execute_integer_depthwise(op, worker);
     case Kernel::kIntegerImage:
+    case Kernel::kIntegerImageDepthwise:
       return execute_integer_image(op, worker);
     default:
       break;

@@ -50,6 +50,14 @@ struct IntegerDepthwise {
   }
 };
 
+// The same over an image: tap k of a feature meets the channels `places[k]` bytes behind it, as many as four for each
+// quad; places of no tap are 0.
+struct IntegerImageDepthwise {
+  IntegerProduct product;
+  const int64_t* places;
+  int64_t feature_bytes;  // from one feature of the result to the next
+};
+
 constexpr int64_t kDepthwiseBlock = 128;  // frames of a depthwise convolution whose bytes are made at once
 
 struct IntegerAffine {

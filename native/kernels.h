@@ -103,7 +103,8 @@ struct AttentionScratch {
 // (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart).
 // narrow: int32 levels -> bytes. integer_sums: of the bytes of each frame and group. integer_multiply: bytes of `frames`
 // frames times the panels of `panels`; sums null without a correction. integer_depthwise: as depthwise; `quads`: scratch
-// of rows(kDepthwiseBlock) * 64 bytes. Others: see subtone.h.
+// of rows(kDepthwiseBlock) * 64 bytes. integer_image_depthwise: one row of an image, as image_depthwise.
+// integer_transpose: as transpose. Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

@@ -45,7 +45,7 @@ class Buffer {
 enum class Kernel {  // integer-only: from kIntegerProduct on
   kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
   kFunction, kGlu, kLayerNorm, kChannelNorm, kConcat, kColumns, kEmbedding, kAttention, kSinusoids, kLstm,
-  kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerAdd, kIntegerTimes, kRescale, kIntegerAffine
+  kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerImageDepthwise, kIntegerAdd, kIntegerTimes, kRescale, kIntegerAffine
 };
 
 // A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped
@@ -66,11 +66,12 @@ struct PackedWeight {
 struct PackedIntegers {
   std::vector<IntegerProduct> products;
   IntegerDepthwise depthwise;
+  IntegerImageDepthwise image_depthwise;
   IntegerAffine affine;
   IntegerPair pair;
   Buffer<int8_t> panels;
   Buffer<int32_t> start, multiplier, shift;
-  Buffer<int64_t> correction, offset;
+  Buffer<int64_t> correction, offset, places;
 
   int64_t panels_of_product() const { return (products[0].outputs + kPanel - 1) / kPanel; }
 };
@@ -97,7 +98,7 @@ struct PackedOp {
   int32_t function;
   int64_t count, first;     // kStack; kColumns
   Taps taps;                // of convolutions
-  Image image;              // kImage, kImageDepthwise, kIntegerImage
+  Image image;              // kImage, kIntegerImage, and depthwise
   PackedWeight weight;      // products, convolutions, recurrences
   PackedWeight small;       // kSwitchedLstm
   PackedIntegers integers;  // kInteger..., kRescale
@@ -110,7 +111,10 @@ struct PackedOp {
   bool is_convolution() const {
     return kernel == Kernel::kMultiply || kernel == Kernel::kDepthwise || kernel == Kernel::kDense ||
            kernel == Kernel::kImage || kernel == Kernel::kImageDepthwise || kernel == Kernel::kIntegerProduct ||
-           kernel == Kernel::kIntegerDepthwise || kernel == Kernel::kIntegerImage;
+           kernel == Kernel::kIntegerDepthwise || is_integer_image();
+  }
+  bool is_integer_image() const {
+    return kernel == Kernel::kIntegerImage || kernel == Kernel::kIntegerImageDepthwise;
   }
   bool is_integer() const { return kernel >= Kernel::kIntegerProduct; }
   bool is_recurrent() const { return kernel == Kernel::kLstm || kernel == Kernel::kSwitchedLstm; }

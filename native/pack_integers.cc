@@ -132,10 +132,22 @@ int32_t pack_integer_conv1d(const subtone_op& op, int64_t inputs, int64_t output
 int32_t pack_integer_conv2d(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed) {
   const int32_t status = pack_image(op, width, width_out, packed);
   if (status != SUBTONE_OK) return status;
-  packed->kernel = Kernel::kIntegerImage;
-  const int32_t result = pack_products(op, op.groups, kPanel, &packed->integers);
-  for (IntegerProduct& product : packed->integers.products) product.y_width = product.outputs;
-  return result;
+  PackedIntegers& integers = packed->integers;
+  const Image& image = packed->image;
+  const bool is_depthwise = op.groups == op.in_channels && image.outputs == op.in_channels && op.integers.groups == 1;
+  packed->kernel = is_depthwise ? Kernel::kIntegerImageDepthwise : Kernel::kIntegerImage;
+  const int32_t result = is_depthwise ? pack_products(op, 1, kLanes, &integers)
+                                      : pack_products(op, op.groups, kPanel, &integers);
+  if (result != SUBTONE_OK) return result;
+  for (IntegerProduct& product : integers.products) product.y_width = product.outputs;
+  if (!is_depthwise) return SUBTONE_OK;
+  integers.places = Buffer<int64_t>(integers.products[0].quads * 4);
+  for (int64_t tap = 0; tap < integers.products[0].columns; ++tap) {
+    const int64_t feature = tap / image.feature_kernel * image.padded_features + tap % image.feature_kernel;
+    integers.places[tap] = feature * image.channels;
+  }
+  integers.image_depthwise = {integers.products[0], integers.places.data(), image.feature_stride * image.channels};
+  return SUBTONE_OK;
 }
 
 int32_t pack_affine(const subtone_op& op, int64_t width, PackedIntegers* packed) {

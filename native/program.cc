@@ -33,12 +33,14 @@ void grow_for_integers(const PackedOp& op, Scratch* part) {
     return grow(&part->bytes, integers.depthwise.rows(kDepthwiseBlock) * 4 * kLanes);
   if (integers.products.empty()) return;
   const IntegerProduct& product = integers.products[0];
-  const int64_t frames = block_frames(product);
-  grow(&part->bytes, frames * product.row_bytes());
+  const bool is_depthwise = op.kernel == Kernel::kIntegerImageDepthwise;  // all features of a row at once
+  const int64_t frames = is_depthwise ? op.image.features_out : block_frames(product);
+  if (!is_depthwise) grow(&part->bytes, frames * product.row_bytes());
   if (product.correction) grow(&part->sums, frames * product.groups);
-  if (op.kernel != Kernel::kIntegerImage) return;
+  if (!op.is_integer_image()) return;
   grow(&part->image_levels, op.image.padded_features * op.image.channels * op.taps.kernel);
   grow(&part->products, frames * product.outputs);
+  grow(&part->products, op.image.features * op.image.channels);  // of one row, features first
 }
 
 }  // namespace

@@ -100,6 +100,31 @@ void integer_depthwise(const IntegerDepthwise& conv, const int32_t* x, int64_t f
     }
 }
 
+void integer_image_depthwise(const IntegerImageDepthwise& conv, const uint8_t* levels, int64_t features, Span panels,
+                             int32_t* y) {
+  const IntegerProduct& product = conv.product;
+  for (int64_t f = 0; f < features; ++f, levels += conv.feature_bytes, y += product.y_width)
+    for (int64_t n = panels.first * kLanes; n < smaller(panels.last * kLanes, product.outputs); ++n) {
+      const int8_t* weights = product.panels + n / kLanes * kLanes * product.quads * 4 + n % kLanes * 4;
+      uint32_t sum = static_cast<uint32_t>(product.start[n]), level_sum = 0;
+      for (int64_t tap = 0; tap < product.columns; ++tap) {
+        const uint8_t level = levels[conv.places[tap] + n];
+        sum += static_cast<uint32_t>(weights[tap / 4 * 4 * kLanes + tap % 4] * level);
+        level_sum += level;
+      }
+      int64_t total = wrapped_product(product.multiplier[n], static_cast<int32_t>(sum));
+      if (product.correction)
+        total = wrapped_sum(total, wrapped_product(product.correction[n], static_cast<int32_t>(level_sum)));
+      y[n] = requantized(product.finish, n, total);
+    }
+}
+
+void integer_transpose(const int32_t* from, int64_t stride, int64_t rows, int64_t columns, int32_t* to,
+                       int64_t to_stride) {
+  for (int64_t d = 0; d < columns; ++d)
+    for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
+}
+
 void integer_affine(const IntegerAffine& affine, const int32_t* x, int64_t frames, int64_t width, int32_t* y) {
   for (int64_t t = 0; t < frames; ++t, x += width, y += width)
     for (int64_t n = 0; n < width; ++n)

@@ -120,6 +120,32 @@ def test_what_the_paper_prints_is_ours_to_a_hundredth_or_has_a_note(name: str) -
     assert all(is_near) or paper.note
 
 
+def test_the_sizes_that_zero_shot_prints_of_quartznet_are_kib_of_the_network_without_its_head() -> None:
+    """And every parameter of it in as many bits, biases and BatchNorms too; ours leave those in float32."""
+    without_head = counts("quartznet15x5").parameters - part("quartznet15x5", "head")
+    assert without_head == 18_894_656
+    for bits, printed in PUBLISHED["quartznet15x5"].megabytes.items():
+        assert round(without_head * bits / 8 / 1024 / 1000, 2) == pytest.approx(printed, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("quartznet15x5", 18_924_381), ("jasper10x5", 332_632_349), ("conformer-ctc-l", 121_501_313)],
+)
+def test_sizes_of_zero_shots_networks_are_four_bytes_a_parameter_or_fewer_bits_a_weight(
+    name: str, parameters: int
+) -> None:
+    of, printed = counts(name), PUBLISHED[name].megabytes
+    assert of.megabytes(32) * 1e6 == 4 * parameters
+    with torch.device("meta"):
+        shapes = [value.shape for value in build(preset(name).to_json()).parameters()]
+    for bits in (8, 6):
+        size = sum(shape.numel() * (bits / 8 if len(shape) > 1 else 4) for shape in shapes)
+        assert of.megabytes(bits) * 1e6 == pytest.approx(size, rel=1e-12)
+        # The paper's own are as many of 32 bits of one figure, to half a unit of the last digit that it prints.
+        assert printed[bits] / printed[32] == pytest.approx(bits / 32, rel=3e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "printed"),
     [

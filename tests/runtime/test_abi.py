@@ -16,6 +16,8 @@ NULL, SIZE, VALUE, PLAN, ISA, RANGE = 1, 2, 3, 4, 5, 9  # subtone_status of nati
 KIND = {kind.__name__: code for kind, code in native.KIND_CODES.items()}
 RELU = KIND["Relu"]
 INTEGER = {"weight.activation_bits": 8}
+PRODUCT = {"kind": KIND["IntegerConv1d"]}
+IMAGE = {"kind": KIND["IntegerConv2d"], "weight.columns": 1, "in_channels": 1, "weight.rows": 1}
 
 
 class Caller:
@@ -25,6 +27,11 @@ class Caller:
         self.library = native.load_library(native.find_library())
         self.floats = np.ones(4096, np.float32)
         self.codes = np.zeros(4096, np.uint8)
+        self.ones = np.ones(4096, np.int64)
+        self.shifts = np.array([1, 2, 61, 62], np.int32)
+        self.hostile = np.random.default_rng(0).integers(-(2**63), 2**63, 4096)
+        self.lowest = np.full(4096, -(2**63))
+        self.bad_shifts = np.array([1, 2, 3, 63], np.int32)
 
     def create(self, *, isa=b"scalar", threads=1, widths=(4, 4, 4), inputs=1, output=1):
         handle = ctypes.c_void_p()
@@ -54,8 +61,17 @@ class Caller:
             weight.scale_groups = 1
             weight.floats = weight.scale = weight.zero_point = floats
             weight.codes = weight.levels = native.address_of(self.codes)
+        ones_of_8_bytes = native.address_of(
+            self.ones
+        )  # the lower half of each is an int32 of 1, the upper one 0
+        for field in native.INTEGER_POINTER_FIELDS:
+            setattr(record.integers, field, ones_of_8_bytes)
+        record.integers.shifts = native.address_of(self.shifts)
+        record.integers.groups = record.integers.shift = record.integers.high = 1
         for field, value in fields.items():
             owner, _, name = field.rpartition(".")
+            if isinstance(value, str):
+                value = native.address_of(getattr(self, value))
             setattr(getattr(record, owner) if owner else record, name, value)
         return self.library.subtone_append(handle, ctypes.byref(record))
 
@@ -107,7 +123,7 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"kind": 20}, VALUE),
+        ({"kind": 26}, VALUE),
         ({"kind": -1}, VALUE),
         ({"input": 3}, VALUE),
         ({"input": -1}, VALUE),
@@ -169,6 +185,33 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
         ({"kind": KIND["Attention"], "other": 0, "third": 0, "left": 1, "right": 1, "position_rows": 4}, SIZE),
         ({"kind": KIND["Attention"], "other": 0, "third": 0, "position_rows": 3, "positions": None}, NULL),
         ({"kind": KIND["Sinusoids"], "rotation": None}, NULL),
+        # Integer-only
+        ({**PRODUCT, "weight.columns": 5}, SIZE),
+        ({**PRODUCT, "weight.rows": 5}, SIZE),
+        ({**PRODUCT, "kernel": 0}, SIZE),
+        ({**PRODUCT, "groups": 3}, SIZE),
+        ({**PRODUCT, "integers.groups": 3}, SIZE),
+        ({**PRODUCT, "integers.groups": 0}, SIZE),
+        ({**PRODUCT, "weight.codes": None}, NULL),
+        ({**PRODUCT, "weight.levels": None}, NULL),
+        ({**PRODUCT, "integers.multiplier": None}, NULL),
+        ({**PRODUCT, "integers.shifts": None}, NULL),
+        ({**PRODUCT, "integers.shifts": "bad_shifts"}, RANGE),
+        ({**PRODUCT, "integers.shifts": "codes"}, RANGE),  # 0
+        ({**PRODUCT, "integers.low": 1}, RANGE),
+        ({**IMAGE, "in_channels": 3}, SIZE),
+        ({**IMAGE, "feature_kernel": 5, "weight.columns": 5}, SIZE),
+        ({**IMAGE, "kernel": 2**24, "feature_padding": 2**24, "weight.columns": 2**24}, SIZE),
+        ({**IMAGE, "integers.shifts": None}, NULL),
+        ({"kind": KIND["IntegerAdd"]}, VALUE),
+        ({"kind": KIND["IntegerMultiply"], "other": 2}, VALUE),
+        ({"kind": KIND["IntegerAdd"], "other": 0, "integers.shift": 63}, RANGE),
+        ({"kind": KIND["Rescale"], "integers.shift": 0}, RANGE),
+        ({"kind": KIND["Rescale"], "integers.high": 0}, RANGE),
+        ({"kind": KIND["IntegerAffine"], "integers.multiplier": None}, NULL),
+        ({"kind": KIND["IntegerAffine"], "integers.offset": None}, NULL),
+        ({"kind": KIND["IntegerAffine"], "integers.shifts": None}, NULL),
+        ({"kind": KIND["IntegerAffine"], "integers.shifts": "bad_shifts"}, RANGE),
     ],
 )  # fmt: skip
 def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller, fields, status):
@@ -195,6 +238,34 @@ def test_widths_that_do_not_fit_an_op_are_refused(caller):
         assert caller.append(handle, **switched, **{"weight.rows": 16, "small_weight.rows": 16}) == SIZE
     with caller.engine(widths=(4, 3)) as handle:
         assert caller.append(handle, kind=KIND["Sinusoids"]) == SIZE
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("numbers", ["hostile", "lowest"])
+@pytest.mark.parametrize("is_signed", [0, 1])
+def test_integers_that_no_bounds_hold_harm_nothing(caller, isa, numbers, is_signed):
+    """Sums wrap, and no step is undefined, which native/check_memory.sh would tell; inputs are 1.0, far beyond uint8."""
+    fields = dict.fromkeys(("multiplier", "correction", "offset"), numbers)
+    wide = {"left_multiplier": -(2**31), "right_multiplier": -(2**31), "low": -(2**31), "high": 2**31 - 1}
+    given = {f"integers.{name}": value for name, value in {**fields, **wide, "is_signed": is_signed}.items()}
+    depthwise = {"groups": 4, "weight.columns": 3, "kernel": 3, "padding": 2, "padding_behind": 2}
+    kinds = (
+        PRODUCT,
+        {**PRODUCT, **depthwise},
+        {**PRODUCT, **depthwise, "integers.groups": 3},
+        {"kind": KIND["IntegerConv2d"], "weight.columns": 1},
+        {"kind": KIND["IntegerAdd"], "other": 0},
+        {"kind": KIND["IntegerMultiply"], "other": 0},
+        {"kind": KIND["Rescale"]},
+        {"kind": KIND["IntegerAffine"]},
+    )
+    for kind in kinds:
+        for shift in (1, 31, 32, 62):
+            with caller.engine(isa=isa.encode(), threads=2) as handle:
+                more = {"weight.rows": 1} if kind["kind"] == KIND["IntegerConv2d"] else {}
+                assert caller.append(handle, **{**given, **kind, **more, "integers.shift": shift}) == 0
+                behind = 4 if kind.get("padding_behind") else 2
+                assert caller.run(handle, 2, behind, 0) == 0
 
 
 def test_a_weight_too_large_for_any_memory_is_refused(caller):

@@ -228,6 +228,22 @@ def test_convolutions_over_images_are_equal_at_every_edge(isa, groups):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [1, 16, 37])
+def test_depthwise_convolutions_over_images_are_equal(isa, channels):
+    rng = np.random.default_rng(channels)
+    for turn, (kernel, feature_kernel) in enumerate(((3, 3), (1, 4), (2, 1), (3, 3))):
+        weight = random_weight(rng, (channels, 1, kernel, feature_kernel), bits=8)
+        groups = 1 if turn < 3 else 3
+        constants = product_constants(weight, groups=groups, correction=turn % 2 == 0, shift=31 + turn)
+        taps = {"kernel": kernel, "feature_kernel": feature_kernel, "padding": 1, "feature_padding": turn}
+        op = convolution(constants, IntegerConv2d, in_channels=channels, groups=channels, **taps)
+        width_out = channels * op.features_out(9)
+        bounds = (INT8, UINT8, WHOLE_INT8, UINT8)[turn]
+        program = program_of(op, width=9 * channels, width_out=width_out, bounds=bounds)
+        assert_all_alike(program, constants, isa, [levels_for(rng, program, rows) for rows in (1, 6)])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bounds", [WHOLE_INT8, UINT8], ids=["int8", "uint8"])
 @pytest.mark.parametrize("code", [0, 255], ids=["level -128", "level 127"])
 def test_the_outermost_levels_reach_the_ends_of_int32_and_no_further(isa, bounds, code):
