@@ -225,8 +225,6 @@ def requantize(
     The product takes 63 bits and the rounding term never overflows them, for |accumulator| <
     2**31 and 1 <= shift <= 62. No floating-point value takes part.
     """
-    if not 1 <= shift <= 62:
-        raise ValueError(f"shift={shift} of a requantization must lie in 1..62")
     limit = _signed_limit(bits)
     total = np.asarray(accumulators, np.int64) * np.int64(mantissa)
     return requantize_total(total, shift, -limit, limit).astype(np.int8)
@@ -243,5 +241,9 @@ def requantize_total(
     [1, 2, 2, -1, 8]
     """
     wide = np.asarray(shift, np.int64)
+    if wide.size and not 1 <= wide.min() <= wide.max() <= 62:
+        raise ValueError(f"shift={shift} of a requantization must lie in 1..62")
+    if not -(2**31) <= low <= high < 2**31:
+        raise ValueError(f"low={low}, high={high} are no range of 32-bit levels; use low <= high")
     rounded = (total + (np.int64(1) << (wide - 1))) >> wide
     return np.clip(rounded, low, high).astype(np.int32)

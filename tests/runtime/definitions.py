@@ -19,7 +19,8 @@ def results(
     seen = {field: Rows(values[name] if name in values else constants[name]) for field, name in read.items()}
     widths = {field: rows.held.shape[1] for field, rows in seen.items()}
     end = op.end({field: rows.end for field, rows in seen.items()}, is_last=True)
-    nothing = np.empty((0, op.width(widths, constants, "the op")), np.float32)
+    dtype = np.int32 if op.ARITHMETIC == "integer" else np.float32
+    nothing = np.empty((0, op.width(widths, constants, "the op")), dtype)
     if end == 0:
         return tuple(nothing for _ in op.RESULTS)
     if op.memory:  # before the first row there is nothing

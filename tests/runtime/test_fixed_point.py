@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.reference import fixed_point as reference
 
+from subtone.numerics import requantize_total
 from subtone.program import FUNCTIONS as NAMES
 from subtone.runtime import fixed_point, fixed_point_rows
 
@@ -186,7 +187,7 @@ def test_gelu_is_within_5_3e_4_of_its_form_by_erf_and_the_papers_within_1_9e_2()
 @example(total=-(2**62), shift=1, ends=(-(2**31), 2**31 - 1))
 def test_a_rescaled_total_is_the_exact_quotient_rounded_half_up(total, shift, ends):
     expected = min(max(math.floor(Fraction(total, 2**shift) + Fraction(1, 2)), ends[0]), ends[1])
-    assert fixed_point.rescale(np.array([total]), shift, *ends).tolist() == [expected]
+    assert requantize_total(np.array([total]), shift, *ends).tolist() == [expected]
     assert reference.rescale(total, shift, *ends) == expected
 
 
@@ -260,13 +261,13 @@ def test_more_than_16_bits_are_refused(name):
 @pytest.mark.parametrize("shift", [0, 63])
 def test_a_shift_that_no_64_bits_hold_is_refused(shift):
     with pytest.raises(ValueError, match=f"shift={shift} of a requantization must lie in 1..62"):
-        fixed_point.rescale(np.zeros(1, np.int64), shift, -127, 127)
+        requantize_total(np.zeros(1, np.int64), shift, -127, 127)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 0), (0, 2**31)])
 def test_a_range_that_is_none_is_refused(low, high):
     with pytest.raises(ValueError, match=f"low={low}, high={high} are no range of 32-bit levels"):
-        fixed_point.rescale(np.zeros(1, np.int64), 8, low, high)
+        requantize_total(np.zeros(1, np.int64), 8, low, high)
 
 
 @pytest.mark.parametrize("value", [-1, 2**62])

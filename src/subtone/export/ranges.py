@@ -160,7 +160,7 @@ def observer_of(
 def observe(
     program: Program,
     constants: Constants,
-    examples: Iterable[NDArray[np.float32]],
+    examples: Iterable[NDArray[np.float32] | tuple[NDArray[np.float32], ...]],
     *,
     new_observer: Callable[[], Observer] = MinMax,
     progress: Callable[[int], None] | None = None,
@@ -168,7 +168,8 @@ def observe(
     """The range of every value of a float `program`, its inputs and its output included, over `examples`.
 
     Args:
-        examples: what the program's one input takes, (T, width) each; those without rows are passed over.
+        examples: what the program's one input takes, (T, width) each, or a tuple for all of its inputs; those without
+            rows are passed over.
         progress: called with the number of examples seen, after each.
 
     Raises:
@@ -178,10 +179,13 @@ def observe(
     observers: dict[str, Observer] = {}
     moved = False
     for index, example in enumerate(examples):
-        if not np.isfinite(example).all():
+        inputs = example if isinstance(example, tuple) else (example,)
+        if not all(np.isfinite(each).all() for each in inputs):
             raise ValueError(f"calibration example {index} holds NaN or infinity; repair the features")
-        moved |= bool(np.any(example))
-        for name, values in engine.values(np.ascontiguousarray(example, np.float32)).items():
+        moved |= any(bool(np.any(each)) for each in inputs)
+        for name, values in engine.values(
+            *(np.ascontiguousarray(each, np.float32) for each in inputs)
+        ).items():
             if len(values):
                 observers.setdefault(name, new_observer()).see(values)
         if progress:

@@ -10,6 +10,15 @@ native/; what a packed file says in JSON are its fields.
 """
 
 from subtone.program.convolutions import SAME, Conv1d, Conv2d, OverFrames, Stack, padding_behind
+from subtone.program.integer_rowwise import (
+    MOST_COLUMNS,
+    MOST_FRACTION_BITS,
+    IntegerEmbedding,
+    IntegerFunction,
+    IntegerGlu,
+    IntegerLayerNorm,
+)
+from subtone.program.integer_sequences import STATE_BITS, IntegerAttention, IntegerLstm, IntegerSinusoids
 from subtone.program.integer_weight import IntegerWeight
 from subtone.program.integers import (
     MAX_LEVEL,
@@ -21,6 +30,7 @@ from subtone.program.integers import (
     IntegerMultiply,
     IntegerOperation,
     IntegerProduct,
+    OfLevels,
     Rescale,
     integers_of,
     levels_of,
@@ -56,7 +66,7 @@ from subtone.program.rowwise import (
     Relu,
     Scale,
 )
-from subtone.program.sequences import Attention, ChannelNorm, Lstm, Sinusoids, SwitchedLstm
+from subtone.program.sequences import Attention, ChannelNorm, Lstm, OverWindow, Sinusoids, SwitchedLstm
 
 __all__ = [
     "FUNCTIONS",
@@ -66,8 +76,11 @@ __all__ = [
     "MAX_INTEGER_INPUTS",
     "MAX_LEVEL",
     "MAX_SIZE",
+    "MOST_COLUMNS",
+    "MOST_FRACTION_BITS",
     "OPS",
     "SAME",
+    "STATE_BITS",
     "UNLIMITED",
     "Add",
     "Affine",
@@ -87,19 +100,28 @@ __all__ = [
     "Glu",
     "IntegerAdd",
     "IntegerAffine",
+    "IntegerAttention",
     "IntegerConv1d",
     "IntegerConv2d",
+    "IntegerEmbedding",
+    "IntegerFunction",
+    "IntegerGlu",
+    "IntegerLayerNorm",
+    "IntegerLstm",
     "IntegerMultiply",
     "IntegerOperation",
     "IntegerProduct",
+    "IntegerSinusoids",
     "IntegerWeight",
     "Integers",
     "LayerNorm",
     "Lstm",
     "Multiply",
+    "OfLevels",
     "Op",
     "Operation",
     "OverFrames",
+    "OverWindow",
     "Program",
     "Relu",
     "Rescale",

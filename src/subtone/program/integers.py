@@ -55,14 +55,14 @@ class IntegerOperation(Operation):
     def check_bounds(self, bounds: Mapping[str, Bounds], constants: Constants, where: str) -> None:
         """ValueError unless its inputs, within `bounds` by their fields, can overflow nothing."""
 
-    def bounds(self, bounds: Mapping[str, Bounds], constants: Constants, where: str) -> Bounds:
-        """Of every result; ValueError as `check_bounds`."""
+    def bounds(self, bounds: Mapping[str, Bounds], constants: Constants, where: str) -> dict[str, Bounds]:
+        """Of every result by its field; ValueError as `check_bounds`."""
         require(
             -MAX_LEVEL <= self.low < self.high <= MAX_LEVEL,
             f"{where} has low={self.low} and high={self.high}; they must ascend within {-MAX_LEVEL} and {MAX_LEVEL}",
         )
         self.check_bounds(bounds, constants, where)
-        return Bounds(self.low, self.high)
+        return dict.fromkeys(self.RESULTS, Bounds(self.low, self.high))
 
 
 def integers_of(constants: Constants, name: str) -> Integers:
@@ -101,29 +101,21 @@ def require_total(total: float, where: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IntegerProduct(IntegerOperation):
-    """What products by a weight have: of row n of its (rows, groups of columns),
+class OfLevels(IntegerOperation):
+    """What reads the levels of a weight (rows, groups of columns): what a level of each group is worth.
 
-        total = sum over groups g of (multiplier[n,g] * S[n,g] + correction[n,g] * Q[g]) + offset[n]
-
-    S the sum of level times x over the columns of the group, in int32; Q the sum of x there. `multiplier` int32
-    (rows, groups); `correction` int64, the same shape: what a zero point takes; `offset` int64 (rows,): the bias;
-    `shift` int32 (rows,). x is int8, or uint8.
-
-    The bias is 64 bits wide, and not an int32 in the units of S: some trained rows are so faint that their bias is
-    3e9 of those units (docs/lab-log.md).
+    `multiplier` int32 (rows, groups); `correction` int64, the same shape: what a zero point takes; `shift` int32 (rows,).
     """
 
-    ROLES: ClassVar = ("weight", "multiplier", "shift", "correction", "offset")
-    REQUIRED: ClassVar = ("weight", "multiplier", "shift")
+    ROLES: ClassVar[tuple[str, ...]] = ("weight", "multiplier", "shift", "correction")
+    REQUIRED: ClassVar[tuple[str, ...]] = ("weight", "multiplier", "shift")
     weight: str
     multiplier: str
     shift: str
     correction: str = ""
-    offset: str = ""
 
-    def check_product(self, constants: Constants, where: str) -> None:
-        """ValueError unless the integers fit the weight."""
+    def check_weight(self, constants: Constants, where: str) -> tuple[int, ...]:
+        """The weight's shape; ValueError unless the integers fit it."""
         weight = constants[self.weight]
         require(
             isinstance(weight, IntegerWeight),
@@ -135,14 +127,40 @@ class IntegerProduct(IntegerOperation):
         require(groups >= 1 and columns % groups == 0, f"{where} has {groups} groups for {columns} columns")
         require_integers(constants, self.multiplier, "multiplier", (rows, groups), where)
         require_integers(constants, self.correction, "correction", (rows, groups), where, dtype=np.int64)
-        require_integers(constants, self.offset, "offset", (rows,), where, dtype=np.int64)
         require_integers(constants, self.shift, "shift", (rows,), where)
         shifts = integers_of(constants, self.shift)
         for shift in (int(shifts.min()), int(shifts.max())):
             require_shift(shift, where)
+        return tuple(weight.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IntegerProduct(OfLevels):
+    """What products by a weight have: of row n of its (rows, groups of columns),
+
+        total = sum over groups g of (multiplier[n,g] * S[n,g] + correction[n,g] * Q[g]) + offset[n]
+
+    S the sum of level times x over the columns of the group, in int32; Q the sum of x there; `offset` int64 (rows,):
+    the bias. x is int8, or uint8.
+
+    The bias is 64 bits wide, and not an int32 in the units of S: some trained rows are so faint that their bias is
+    3e9 of those units (docs/lab-log.md).
+    """
+
+    ROLES: ClassVar = (*OfLevels.ROLES, "offset")
+    offset: str = ""
+
+    def check_product(self, constants: Constants, where: str) -> tuple[int, ...]:
+        """The weight's shape; ValueError unless the integers fit it."""
+        shape = self.check_weight(constants, where)
+        require_integers(constants, self.offset, "offset", shape[:1], where, dtype=np.int64)
+        return shape
 
     def check_bounds(self, bounds: Mapping[str, Bounds], constants: Constants, where: str) -> None:
-        x = bounds["input"]
+        self.check_sums(bounds["input"], constants, where)
+
+    def check_sums(self, x: Bounds, constants: Constants, where: str) -> None:
+        """ValueError unless x fits 8 bits and no sum over its columns overflows."""
         require(
             (x.low >= -128 and x.high <= 127) or (x.low >= 0 and x.high <= 255),
             f"{where} reads levels of {x.low} to {x.high}; a product takes int8 or uint8",
@@ -171,8 +189,7 @@ class IntegerConv1d(IntegerProduct, OverFrames):
     """
 
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
-        self.check_product(constants, where)
-        return check_conv1d(self, widths["input"], tuple(constants[self.weight].shape), where)
+        return check_conv1d(self, widths["input"], self.check_product(constants, where), where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,8 +197,7 @@ class IntegerConv2d(IntegerProduct, OverFeatures):
     """Convolution over frames and features of levels; shapes and rows as those of Conv2d."""
 
     def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
-        self.check_product(constants, where)
-        return check_conv2d(self, widths["input"], tuple(constants[self.weight].shape), where)
+        return check_conv2d(self, widths["input"], self.check_product(constants, where), where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

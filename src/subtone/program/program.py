@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subtone.program.convolutions import Conv1d, Conv2d, Stack
+from subtone.program.integer_rowwise import IntegerEmbedding, IntegerFunction, IntegerGlu, IntegerLayerNorm
+from subtone.program.integer_sequences import IntegerAttention, IntegerLstm, IntegerSinusoids
 from subtone.program.integers import (
     MAX_LEVEL,
     Bounds,
@@ -47,13 +49,15 @@ from subtone.program.rowwise import (
     Relu,
     Scale,
 )
-from subtone.program.sequences import Attention, ChannelNorm, Lstm, Sinusoids, SwitchedLstm
+from subtone.program.sequences import Attention, ChannelNorm, Lstm, OverWindow, Sinusoids, SwitchedLstm
 from subtone.qtensor import QTensor
 
 Op = (
     Conv1d | Conv2d | Stack | Affine | Add | Multiply | Scale | Relu | Clip | Function | Glu | LayerNorm
     | Concat | Columns | Embedding | Attention | Sinusoids | ChannelNorm | Lstm | SwitchedLstm
     | IntegerConv1d | IntegerConv2d | IntegerAdd | IntegerMultiply | Rescale | IntegerAffine
+    | IntegerFunction | IntegerGlu | IntegerLayerNorm | IntegerEmbedding
+    | IntegerAttention | IntegerSinusoids | IntegerLstm
 )  # fmt: skip
 OPS: dict[str, type] = {
     "conv1d": Conv1d,
@@ -82,6 +86,13 @@ OPS: dict[str, type] = {
     "integer_multiply": IntegerMultiply,
     "rescale": Rescale,
     "integer_affine": IntegerAffine,
+    "integer_function": IntegerFunction,
+    "integer_glu": IntegerGlu,
+    "integer_layer_norm": IntegerLayerNorm,
+    "integer_embedding": IntegerEmbedding,
+    "integer_attention": IntegerAttention,
+    "integer_sinusoids": IntegerSinusoids,
+    "integer_lstm": IntegerLstm,
 }
 MAX_TABLE_VALUES = 2**26
 """Of all tables of a program, which are computed when it is loaded: 256 MB."""
@@ -215,16 +226,17 @@ class Program:
             for name in inputs_of(op):
                 if name not in widths and name in constants:
                     widths[name] = _table_width(name, constants, where, is_integer=self.is_integer)
-                    bounds |= {name: Bounds(-MAX_LEVEL, MAX_LEVEL)} if self.is_integer else {}
+                    bounds |= {name: _table_bounds(name, constants)} if self.is_integer else {}
                 require(name in widths, f"{where} reads {name}, which no earlier op writes")
             read = {field: getattr(op, field) for field in op.VALUES if getattr(op, field)}
             width = op.width({field: widths[name] for field, name in read.items()}, own, where)
-            if isinstance(op, Attention) and op.positions:
+            if isinstance(op, OverWindow) and op.positions:
                 _check_kind_of_positions(op, where, is_table=op.positions in self.tables)
             self._check_arithmetic(op, where)
             if self.is_integer:
                 seen = {field: bounds[name] for field, name in read.items()}
-                bounds |= dict.fromkeys(results_of(op), _bounds_of(op, seen, own, where))
+                of_results = _bounds_of(op, seen, own, where)
+                bounds |= {getattr(op, field): each for field, each in of_results.items()}
             for name in results_of(op):
                 require(name not in widths, f"{where} writes {name} a second time")
                 widths[name] = width
@@ -281,7 +293,7 @@ class Program:
             read = {field: ends[getattr(op, field)] for field in op.VALUES if getattr(op, field)}
             joined = [rows for field, rows in read.items() if field not in op.OPTIONAL]
             require(len(set(joined)) == 1, f"{where} joins {' and '.join(map(str, joined))} rows")
-            if isinstance(op, Attention) and op.positions:
+            if isinstance(op, OverWindow) and op.positions:
                 _check_positions(op, read, where)
             end = op.end(read, is_last=True)
             check_frames(end, where)
@@ -329,11 +341,19 @@ def is_scale(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value > 0
 
 
-def _bounds_of(op: Op, seen: Mapping[str, Bounds], constants: Constants, where: str) -> Bounds:
-    """Of the results of `op`; of one that moves levels those of all it reads."""
+def _bounds_of(op: Op, seen: Mapping[str, Bounds], constants: Constants, where: str) -> dict[str, Bounds]:
+    """Of the results of `op`, by their fields; of one that moves levels those of all it reads."""
     if isinstance(op, IntegerOperation):
         return op.bounds(seen, constants, where)
-    return Bounds(min(each.low for each in seen.values()), max(each.high for each in seen.values()))
+    moved = Bounds(min(each.low for each in seen.values()), max(each.high for each in seen.values()))
+    return dict.fromkeys(op.RESULTS, moved)
+
+
+def _table_bounds(name: str, constants: Constants) -> Bounds:
+    """Of a table, which `_table_width` has found to be one of int32."""
+    table = constants[name]
+    assert isinstance(table, np.ndarray)
+    return Bounds(int(table.min()), int(table.max())) if table.size else Bounds(0, 0)
 
 
 def _table_width(name: str, constants: Constants, where: str, *, is_integer: bool) -> int:
@@ -345,7 +365,7 @@ def _table_width(name: str, constants: Constants, where: str, *, is_integer: boo
     return table.shape[1]
 
 
-def _check_kind_of_positions(op: Attention, where: str, *, is_table: bool) -> None:
+def _check_kind_of_positions(op: OverWindow, where: str, *, is_table: bool) -> None:
     """Of limited contexts positions are the same for every utterance, a table; of unlimited ones never."""
     require(
         (op.left == UNLIMITED) == (op.right == UNLIMITED),
@@ -361,7 +381,7 @@ def _check_kind_of_positions(op: Attention, where: str, *, is_table: bool) -> No
     )
 
 
-def _check_positions(op: Attention, rows: Mapping[str, int], where: str) -> None:
+def _check_positions(op: OverWindow, rows: Mapping[str, int], where: str) -> None:
     expected = max(0, 2 * rows["query"] - 1) if op.left == UNLIMITED else op.left + op.right + 1
     require(
         rows["positions"] == expected, f"{where} has {rows['positions']} rows of positions, not {expected}"

@@ -218,8 +218,8 @@ class Columns(Operation):
 class Embedding(Operation):
     """Row x of the weight (V, D), x (T, 1) whole numbers of 0 to V - 1; others take the nearest end."""
 
-    ROLES: ClassVar = ("weight",)
-    REQUIRED: ClassVar = ("weight",)
+    ROLES: ClassVar[tuple[str, ...]] = ("weight",)
+    REQUIRED: ClassVar[tuple[str, ...]] = ("weight",)
     input: str
     output: str
     weight: str

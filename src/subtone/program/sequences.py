@@ -19,20 +19,11 @@ from subtone.program.rowwise import require_epsilon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Attention(Operation):
-    """Softmax attention in heads side by side, over the rows from `left` before to `right` after one's own.
-
-    With d = width / heads, row t and head h: `score_s = (q_t + content_bias) . k_s`, with `positions` plus
-    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where both sides are
-    unlimited; times 1 / sqrt(d); `y_t = sum_s softmax(score)_s v_s`. Rows outside the utterance are not seen.
-
-    query, key, value (T, width); positions (left + right + 1, width), a table, or (2 T - 1, width), a value, where
-    both sides are unlimited, which is -1: with positions both are, or none. Biases (width,), each if any.
-    """
+class OverWindow(Operation):
+    """What both attentions have: heads side by side, and the rows that they see."""
 
     VALUES: ClassVar = ("query", "key", "value", "positions")
     OPTIONAL: ClassVar = ("positions",)
-    ROLES: ClassVar = ("content_bias", "position_bias")
     query: str
     key: str
     value: str
@@ -43,9 +34,9 @@ class Attention(Operation):
     heads: int = 1
     left: int = UNLIMITED
     right: int = UNLIMITED
-    source: str = ""
 
-    def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
+    def check_window(self, widths: Mapping[str, int], where: str) -> int:
+        """The width of the result; ValueError where heads, windows and widths do not fit."""
         width = widths["query"]
         require_size(self, "heads", where)
         for field in ("left", "right"):
@@ -57,8 +48,6 @@ class Attention(Operation):
             not self.position_bias or bool(self.positions),
             f"{where} has a position_bias and no positions",
         )
-        for role in self.ROLES:
-            require_vector(constants, getattr(self, role), role, width, where)
         return width
 
     def end(self, ends: Mapping[str, int], *, is_last: bool) -> int:
@@ -74,6 +63,28 @@ class Attention(Operation):
     @property
     def can_stream(self) -> bool:
         return self.left != UNLIMITED and self.right != UNLIMITED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention(OverWindow):
+    """Softmax attention in heads side by side, over the rows from `left` before to `right` after one's own.
+
+    With d = width / heads, row t and head h: `score_s = (q_t + content_bias) . k_s`, with `positions` plus
+    `(q_t + position_bias) . positions[row]`, row = left - (t - s), or T - 1 - (t - s) where both sides are
+    unlimited; times 1 / sqrt(d); `y_t = sum_s softmax(score)_s v_s`. Rows outside the utterance are not seen.
+
+    query, key, value (T, width); positions (left + right + 1, width), a table, or (2 T - 1, width), a value, where
+    both sides are unlimited, which is -1: with positions both are, or none. Biases (width,), each if any.
+    """
+
+    ROLES: ClassVar = ("content_bias", "position_bias")
+    source: str = ""
+
+    def width(self, widths: Mapping[str, int], constants: Constants, where: str) -> int:
+        width = self.check_window(widths, where)
+        for role in self.ROLES:
+            require_vector(constants, getattr(self, role), role, width, where)
+        return width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from subtone.program import MOST_FRACTION_BITS
+
 Integers = NDArray[np.integer]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -29,8 +31,6 @@ UNIT_BITS = 30
 ONE = 1 << UNIT_BITS
 PROBABILITY_BITS = 15
 """Fraction bits of sigmoid and tanh."""
-MOST_FRACTION_BITS = 16
-"""Of an input; inside, an input has exactly so many."""
 LOG2_E = 1549082005
 """log2(e) in units of 2^-30, to nearest; so are the coefficients of 2^-r for 0 <= r < 1, of r^1 to r^4, which sum to -1/2."""
 POWERS = (-744163075, 257059888, -57045411, 7277686)
@@ -51,23 +51,6 @@ def round_shift(values: ArrayLike, shift: ArrayLike) -> Int64:
     """
     shift = np.asarray(shift, np.int64)
     return (np.asarray(values, np.int64) + (np.int64(1) << (shift - 1))) >> shift
-
-
-def rescale(totals: Integers, shift: int, low: int, high: int) -> Int32:
-    """`clip((total + 2^(shift - 1)) >> shift, low, high)`: the one rounding at the end of a sum of products.
-
-    Args:
-        totals: |total| <= 2^62.
-        shift: 1 to 62.
-
-    >>> rescale(np.array([-1000, 24, 1000]), 4, -7, 7).tolist()
-    [-7, 2, 7]
-    """
-    if not 1 <= shift <= 62:
-        raise ValueError(f"shift={shift} of a requantization must lie in 1..62")
-    if not -(2**31) <= low <= high < 2**31:
-        raise ValueError(f"low={low}, high={high} are no range of 32-bit levels; use low <= high")
-    return np.clip(round_shift(totals, shift), low, high).astype(np.int32)
 
 
 def exp(x: Integers, fraction_bits: int) -> Int32:

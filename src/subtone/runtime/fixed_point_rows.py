@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from subtone.numerics import requantize_total
+from subtone.program import MOST_COLUMNS
 from subtone.runtime.fixed_point import (
     ONE,
     UNIT_BITS,
@@ -20,12 +22,9 @@ from subtone.runtime.fixed_point import (
     check_16_bits,
     exp,
     floor_sqrt,
-    rescale,
     round_shift,
 )
 
-MOST_COLUMNS = 2**15
-"""Of a row of scores or of a norm, and distances of sinusoids: 21 minutes of frames of 40 ms."""
 WEIGHT_BITS = 22
 """The weights of a row of softmax sum to about 2^22: 2^22 * 127 lies within 2^29, so that products with levels sum in int32."""
 UNSEEN = -(2**62)
@@ -96,7 +95,7 @@ def normalize(x: Integers, *, epsilon: int = 0) -> Int32:
 def layer_norm(
     x: Integers, gain: Int32, bias: Int64, *, shift: int, epsilon: int = 0, low: int = -127, high: int = 127
 ) -> Int32:
-    """`rescale(normalize(x) * gain + bias, shift, low, high)`; a constant row gives round(bias / 2^shift).
+    """`requantize_total(normalize(x) * gain + bias, shift, low, high)`; a constant row gives round(bias / 2^shift).
 
     With the real gain G, bias B and the scale S of what comes out, `gain = round(2^(shift - 22) G / S)` and
     `bias = round(2^shift B / S)`.
@@ -116,7 +115,7 @@ def layer_norm(
             raise ValueError(
                 f"{name}={values.min()}..{values.max()} exceeds {most} in magnitude; use a smaller shift"
             )
-    return rescale(normalize(x, epsilon=epsilon).astype(np.int64) * gain + bias, shift, low, high)
+    return requantize_total(normalize(x, epsilon=epsilon).astype(np.int64) * gain + bias, shift, low, high)
 
 
 def sinusoids(num_rows: int, rotation: Integers) -> Int32:

@@ -31,9 +31,16 @@ from subtone.program import (
     Glu,
     IntegerAdd,
     IntegerAffine,
+    IntegerAttention,
     IntegerConv1d,
     IntegerConv2d,
+    IntegerEmbedding,
+    IntegerFunction,
+    IntegerGlu,
+    IntegerLayerNorm,
+    IntegerLstm,
     IntegerMultiply,
+    IntegerSinusoids,
     LayerNorm,
     Lstm,
     Multiply,
@@ -56,6 +63,13 @@ from subtone.runtime.integer_ops import (
     integer_multiply,
     rescale,
 )
+from subtone.runtime.integer_row_ops import (
+    integer_embedding,
+    integer_function,
+    integer_glu,
+    integer_layer_norm,
+)
+from subtone.runtime.integer_sequence_ops import integer_attention, integer_lstm, integer_sinusoids
 from subtone.runtime.products import decoded, quantized_product
 from subtone.runtime.rows import Matrix, Rows
 from subtone.runtime.sequence_ops import attention, channel_norm, lstm, sinusoids, switched_lstm
@@ -235,4 +249,11 @@ DEFINITIONS: dict[type[Op], Callable[..., tuple[Matrix, ...]]] = {
     IntegerMultiply: integer_multiply,
     Rescale: rescale,
     IntegerAffine: integer_affine,
+    IntegerFunction: integer_function,
+    IntegerGlu: integer_glu,
+    IntegerLayerNorm: integer_layer_norm,
+    IntegerEmbedding: integer_embedding,
+    IntegerAttention: integer_attention,
+    IntegerSinusoids: integer_sinusoids,
+    IntegerLstm: integer_lstm,
 }

@@ -5,8 +5,9 @@ Letters: T rows, S rows that are seen, D width of a head, H heads.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from subtone.program import (
     ChannelNorm,
     Constants,
     Lstm,
+    OverWindow,
     Sinusoids,
     SwitchedLstm,
     vector_of,
@@ -36,45 +38,62 @@ def attention(op: Attention, seen: Seen, constants: Constants, first: int, end: 
     """Scores, products of probabilities and values: sums over a head's columns, or over the rows seen, ascending
     from +0. With e_s = exp(score_s - max): `y = (sum e_s v_s) / (sum e_s)`, the second sum in lanes, lane
     s - (first row seen)."""
-    key, value = seen["key"], seen["value"]
-    rows = min(seen["query"].end, key.end, value.end)
-    width = key.held.shape[1]
-    result = np.empty((end - first, width), np.float32)
-    most = rows if UNLIMITED in (op.left, op.right) else op.left + op.right + 1
-    block = max(1, VALUES_AT_ONCE // (max(1, most) * width))
-    for start in range(first, end, block):
-        stop = min(start + block, end)
-        result[start - first : stop - first] = _attend(op, seen, constants, np.arange(start, stop), rows)
-    return (result,)
+    return (np.concatenate([_attend(op, block, constants) for block in windows(op, seen, first, end)]),)
 
 
-def _attend(op: Attention, seen: Seen, constants: Constants, own: np.ndarray, rows: int) -> Matrix:
-    """The output of the rows `own`; all windows are brought to one length, and what is not seen counts nothing."""
-    lowest = np.zeros_like(own) if op.left == UNLIMITED else np.maximum(0, own - op.left)
-    highest = np.full_like(own, rows) if op.right == UNLIMITED else np.minimum(rows, own + op.right + 1)
-    places = lowest[:, None] + np.arange(int((highest - lowest).max()))  # (T, S)
-    is_seen = places < highest[:, None]
-    places = np.minimum(places, rows - 1)
-    queries = seen["query"][int(own[0]) : int(own[-1]) + 1]
-    keys, values = (_heads(seen[field], places, op.heads) for field in ("key", "value"))  # (T, S, H, D)
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A block of rows of an attention, and what each of them sees: windows of one length, some of it not seen."""
+
+    queries: Matrix
+    """(T, H D)."""
+    keys: Matrix
+    """(T, S, H, D), as values, and as positions where there are any."""
+    values: Matrix
+    positions: Matrix | None
+    is_seen: NDArray[np.bool_]
+    """(T, S)."""
+
+
+def windows(op: OverWindow, seen: Seen, first: int, end: int) -> Iterator[Window]:
+    """Rows `first` to `end - 1` in blocks whose keys fit memory."""
+    rows = min(seen[field].end for field in ("query", "key", "value"))
+    is_limited = UNLIMITED not in (op.left, op.right)
+    most = op.left + op.right + 1 if is_limited else rows
+    count = max(1, VALUES_AT_ONCE // (max(1, most) * seen["key"].held.shape[1]))
+    for start in range(first, end, count):
+        own = np.arange(start, min(start + count, end))
+        lowest = np.zeros_like(own) if op.left == UNLIMITED else np.maximum(0, own - op.left)
+        highest = np.full_like(own, rows) if op.right == UNLIMITED else np.minimum(rows, own + op.right + 1)
+        places = lowest[:, None] + np.arange(int((highest - lowest).max()))
+        is_seen = places < highest[:, None]
+        places = np.minimum(places, rows - 1)
+        positions = None
+        if op.positions:
+            row = (op.left if is_limited else rows - 1) - (own[:, None] - places)
+            row = np.clip(row, 0, seen["positions"].end - 1)  # of places that are not seen
+            positions = _heads(seen["positions"], row, op.heads)
+        keys, values = (_heads(seen[field], places, op.heads) for field in ("key", "value"))
+        queries = seen["query"][start : start + len(own)]
+        yield Window(queries, keys, values, positions, is_seen)
+
+
+def _attend(op: Attention, window: Window, constants: Constants) -> Matrix:
+    """The output of a block of rows; what is not seen counts nothing."""
+    queries, keys, values, is_seen = window.queries, window.keys, window.values, window.is_seen
     scores = _scores(queries, vector_or_zero(constants, op.content_bias), keys, op.heads)
-    if op.positions:
-        distance = own[:, None] - places
-        row = (rows - 1 if UNLIMITED in (op.left, op.right) else op.left) - distance
-        row = np.clip(row, 0, seen["positions"].end - 1)  # of places that are not seen
-        of_positions = _heads(seen["positions"], row, op.heads)
-        scores = scores + _scores(
-            queries, vector_or_zero(constants, op.position_bias), of_positions, op.heads
-        )
+    if window.positions is not None:
+        bias = vector_or_zero(constants, op.position_bias)
+        scores = scores + _scores(queries, bias, window.positions, op.heads)
     depth = queries.shape[1] // op.heads
     scores = scores * (np.float32(1) / np.sqrt(np.float32(depth)))
     highest_score = np.where(is_seen[..., None], scores, np.float32(-np.inf)).max(axis=1, keepdims=True)
     weights = np.where(is_seen[..., None], functions.exp(scores - highest_score), np.float32(0))
-    total = np.zeros((len(own), op.heads, depth), np.float32)
-    for place in range(places.shape[1]):
+    total = np.zeros((len(queries), op.heads, depth), np.float32)
+    for place in range(keys.shape[1]):
         total += weights[:, place, :, None] * values[:, place]
     mass = functions.lane_sum(np.moveaxis(weights, 1, -1))
-    return np.divide(total, mass[..., None]).reshape(len(own), -1)
+    return np.divide(total, mass[..., None]).reshape(len(queries), -1)
 
 
 def vector_or_zero(constants: Constants, name: str) -> Matrix | None:
