@@ -24,6 +24,7 @@ CONTROL = "tuned-float"
 OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
 OF_ZOO = ("float", "ptq-w8", "ptq-w5", "ptq-w4", "ptq-w2")
 MIXED = {"ptq-m2-8-5": "M-II, 8/5", "ptq-bifocal-1-5": "1/5"}
+LAST_MINUTE = ("after_nine", "first", "one_by_one")
 PEERS = ("PyTorch float", "ONNX Runtime int8")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
@@ -34,6 +35,8 @@ TEXT_OF_KIND = {
     "demo": "the demo",
     "zoo": "all presets",
     "streams": "streams",
+    "drift": "streams of sentences",
+    "rnnt_loss": "the transducer's loss",
 }
 
 
@@ -177,7 +180,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, cost, race, memory, demo, zoo, streams = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo, zoo, streams, drift, loss = (newest(kind) for kind in TEXT_OF_KIND)
     assigned = cost["gq_assignment"]
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
@@ -225,6 +228,7 @@ def results_page() -> str:
             "",
             _source(cost),
             "",
+            *loss_lines(loss),
             "## Speed",
             "",
             f"The network alone, {race['threads']} threads, {race['utterances']} whole utterances ({race['duration_s']:.0f} s), "
@@ -247,6 +251,7 @@ def results_page() -> str:
             "",
             *zoo_lines(zoo),
             *stream_lines(streams),
+            *drift_lines(drift),
             "## The demo",
             "",
             "`make demo`: a spoken corpus, voices that training never heard.",
@@ -393,6 +398,69 @@ def stream_lines(streams: Mapping[str, Any]) -> list[str]:
         ),
         "",
         _source(streams),
+        "",
+    ]
+
+
+def drift_lines(drift: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for row in drift["rows"]:
+        minutes, last = row["minutes_wer_percent"], row["last_minute"]
+        measured = [minutes[0], minutes[4], *(last[f"{name}_wer_percent"] for name in LAST_MINUTE)]
+        rows.append(
+            [row["model"], *(f"{wer:.2f}" for wer in measured), f"{last['words_changed_percent']:.2f}"]
+        )
+    words = drift["rows"][0]["last_minute"]["words"]
+    return [
+        "## Ten minutes of sentences",
+        "",
+        f"{drift['streams']} streams of test sentences in an order drawn for each, {drift['pause_s']} s of silence between, in chunks of "
+        f"100 ms: WER % of the first, fifth and tenth minute; of the tenth ({words} words in all) where a stream begins with it, and of "
+        "its sentences one by one; and how many % of the words of that minute nine minutes before it change.",
+        "",
+        *_table("model | minute 1 | minute 5 | minute 10 | as if first | one by one | words changed", rows),
+        "",
+        _source(drift),
+        "",
+    ]
+
+
+def loss_lines(loss: Mapping[str, Any]) -> list[str]:
+    sizes = ", ".join(f"{name} = {size}" for name, size in loss["sizes"].items())
+    rows = []
+    for row in loss["rows"]:
+        low, high = row["ratio_quartiles"]
+        (ours,) = (peak for peak in row["peaks"] if peak["of"] == "ours")
+        cells = [
+            str(row["V"]),
+            row["dtype"],
+            f"{row['ours_s']:.3f}",
+            f"{100 * row['share_of_bound']:.0f}",
+            f"{row['ours_over_log_softmax']:.2f} ({low:.2f} to {high:.2f})",
+            f"{ours['in_logits']:.2f}",
+        ]
+        rows.append(cells)
+    peer = loss["peer"]
+    beside = (
+        [
+            f"Beside {peer['name']} on random ragged batches: the largest difference of a loss is {peer['largest']['loss']:.1e}, of a gradient "
+            f"{peer['largest']['gradient']:.1e}.",
+            "",
+        ]
+        if peer
+        else []
+    )
+    return [
+        "## The transducer's loss",
+        "",
+        f"Forward and backward, {sizes}, {loss['threads']} threads, {loss['rounds']} rounds in turn with torch's log-softmax of the same "
+        "logits and its backward pass. The bound is the larger of the bytes moved and two exponentials a logit; memory is what one pass "
+        "needs beyond the logits, in units of theirs.",
+        "",
+        *_table("V | logits | s | bound, % | over log-softmax | more memory", rows),
+        "",
+        *beside,
+        _source(loss),
         "",
     ]
 
