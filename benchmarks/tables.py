@@ -36,7 +36,6 @@ TEXT_OF_KIND = {
     "zoo": "all presets",
     "streams": "streams",
     "drift": "streams of sentences",
-    "rnnt_loss": "the transducer's loss",
 }
 
 
@@ -180,7 +179,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, cost, race, memory, demo, zoo, streams, drift, loss = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo, zoo, streams, drift = (newest(kind) for kind in TEXT_OF_KIND)
     assigned = cost["gq_assignment"]
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
@@ -228,7 +227,6 @@ def results_page() -> str:
             "",
             _source(cost),
             "",
-            *loss_lines(loss),
             "## Speed",
             "",
             f"The network alone, {race['threads']} threads, {race['utterances']} whole utterances ({race['duration_s']:.0f} s), "
@@ -421,46 +419,6 @@ def drift_lines(drift: Mapping[str, Any]) -> list[str]:
         *_table("model | minute 1 | minute 5 | minute 10 | as if first | one by one | words changed", rows),
         "",
         _source(drift),
-        "",
-    ]
-
-
-def loss_lines(loss: Mapping[str, Any]) -> list[str]:
-    sizes = ", ".join(f"{name} = {size}" for name, size in loss["sizes"].items())
-    rows = []
-    for row in loss["rows"]:
-        low, high = row["ratio_quartiles"]
-        (ours,) = (peak for peak in row["peaks"] if peak["of"] == "ours")
-        cells = [
-            str(row["V"]),
-            row["dtype"],
-            f"{row['ours_s']:.3f}",
-            f"{100 * row['share_of_bound']:.0f}",
-            f"{row['ours_over_log_softmax']:.2f} ({low:.2f} to {high:.2f})",
-            f"{ours['in_logits']:.2f}",
-        ]
-        rows.append(cells)
-    peer = loss["peer"]
-    beside = (
-        [
-            f"Beside {peer['name']} on random ragged batches: the largest difference of a loss is {peer['largest']['loss']:.1e}, of a gradient "
-            f"{peer['largest']['gradient']:.1e}.",
-            "",
-        ]
-        if peer
-        else []
-    )
-    return [
-        "## The transducer's loss",
-        "",
-        f"Forward and backward, {sizes}, {loss['threads']} threads, {loss['rounds']} rounds in turn with torch's log-softmax of the same "
-        "logits and its backward pass. The bound is the larger of the bytes moved and two exponentials a logit; memory is what one pass "
-        "needs beyond the logits, in units of theirs.",
-        "",
-        *_table("V | logits | s | bound, % | over log-softmax | more memory", rows),
-        "",
-        *beside,
-        _source(loss),
         "",
     ]
 
