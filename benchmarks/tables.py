@@ -28,6 +28,7 @@ CONTROL = "tuned-float"
 OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
 OF_ZOO = ("float", "ptq-w8", "ptq-w5", "ptq-w4", "ptq-w2")
 MIXED = {"ptq-m2-8-5": "M-II, 8/5", "ptq-bifocal-1-5": "1/5"}
+LAST_MINUTE = ("after_nine", "first", "one_by_one")
 PEERS = ("PyTorch float", "ONNX Runtime int8")
 TEXT_OF_KIND = {
     "quartznet_ptq": "words and bytes",
@@ -38,6 +39,7 @@ TEXT_OF_KIND = {
     "demo": "the demo",
     "zoo": "all presets",
     "streams": "streams",
+    "drift": "streams of sentences",
 }
 
 
@@ -181,7 +183,7 @@ def race_rows(race: Mapping[str, Any]) -> list[str]:
 
 
 def results_page() -> str:
-    ptq, tuned, cost, race, memory, demo, zoo, streams = (newest(kind) for kind in TEXT_OF_KIND)
+    ptq, tuned, cost, race, memory, demo, zoo, streams, drift = (newest(kind) for kind in TEXT_OF_KIND)
     assigned = cost["gq_assignment"]
     float_errors = " / ".join(
         str(ptq["float"][kind]) for kind in ("substitutions", "insertions", "deletions")
@@ -251,6 +253,7 @@ def results_page() -> str:
             "",
             *zoo_lines(zoo),
             *stream_lines(streams),
+            *drift_lines(drift),
             *integer_lines(),
             "## The demo",
             "",
@@ -406,6 +409,29 @@ def stream_lines(streams: Mapping[str, Any]) -> list[str]:
         ),
         "",
         _source(streams),
+        "",
+    ]
+
+
+def drift_lines(drift: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for row in drift["rows"]:
+        minutes, last = row["minutes_wer_percent"], row["last_minute"]
+        measured = [minutes[0], minutes[4], *(last[f"{name}_wer_percent"] for name in LAST_MINUTE)]
+        rows.append(
+            [row["model"], *(f"{wer:.2f}" for wer in measured), f"{last['words_changed_percent']:.2f}"]
+        )
+    words = drift["rows"][0]["last_minute"]["words"]
+    return [
+        "## Ten minutes of sentences",
+        "",
+        f"{drift['streams']} streams of test sentences in an order drawn for each, {drift['pause_s']} s of silence between, in chunks of "
+        f"100 ms: WER % of the first, fifth and tenth minute; of the tenth ({words} words in all) where a stream begins with it, and of "
+        "its sentences one by one; and how many % of the words of that minute nine minutes before it change.",
+        "",
+        *_table("model | minute 1 | minute 5 | minute 10 | as if first | one by one | words changed", rows),
+        "",
+        _source(drift),
         "",
     ]
 

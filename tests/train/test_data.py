@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
+from lhotse import CutSet
+from lhotse.cut import MixedCut, MixTrack
 
 from subtone.models import build, preset
 from subtone.speech.audio import AudioError, read_audio
 from subtone.speech.data import Utterance, read_manifest
 from subtone.speech.fbank import KaldiFbank
 from subtone.speech.features import FrontEnd
+from subtone.speech.normalize import CausalNormalize
 from subtone.speech.synth import Corpus
 from subtone.train import data
 from subtone.train.data import FeatureDataset, check_utterances, cuts_of, frames_needed, loader
@@ -224,3 +228,68 @@ def test_sound_that_cannot_be_read_is_named(utterances, tmp_path: Path) -> None:
         broken = dataclasses.replace(utterances[0], audio_path=damaged)
         with pytest.raises(AudioError, match=f"^{re.escape(str(damaged))}: {complaint}"):
             batches([*utterances[1:3], broken])
+
+
+# Chains ----------------------------------------------------------------------------------
+
+
+def chain_of(utterances: list[Utterance], *offsets_s: float, speed: float = 1.0) -> CutSet:
+    cuts = cuts_of(utterances, rate_hz=16000, speeds=[speed])
+    tracks = [MixTrack(cut=cut, offset=offset) for cut, offset in zip(cuts, offsets_s, strict=True)]
+    return CutSet.from_cuts([MixedCut(id="chain", tracks=tracks)])
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.25])
+def test_a_chain_is_heard_as_one_sound_with_silence_between(utterances, speed: float) -> None:
+    front_end = KaldiFbank(num_mels=40, stack=3, stride=3, normalize=CausalNormalize())
+    first, second = (read_audio(one.audio_path) for one in utterances[:2])
+    if speed != 1:
+        first, second = (soxr.resample(samples, speed * 16000, 16000) for samples in (first, second))
+    pause = np.zeros(3200, np.float32)
+    chain = chain_of(utterances[:2], 0.0, len(first) / 16000 + 0.2, speed=speed)
+    dataset = FeatureDataset(front_end, ENGLISH)
+    batch = dataset[chain]
+    expected = front_end(np.concatenate([first, pause, second]))
+    assert np.array_equal(batch.features[0].T.numpy(), expected)
+    assert batch.lengths.tolist() == [len(expected)]
+    assert batch.texts == (f"{utterances[0].text} {utterances[1].text}",)
+    assert ENGLISH.decode(batch.labels.tolist()) == batch.texts[0]
+    assert not dataset._kept  # the next pass joins others
+
+
+def test_a_chain_keeps_its_pauses_where_a_file_is_shorter_than_its_manifest(tmp_path: Path) -> None:
+    short = sound_of(tmp_path / "a.flac", 200)
+    batch = FeatureDataset(FrontEnd(), ENGLISH)[chain_of([short, short], 0.0, 3.5)]
+    assert int(batch.lengths) == FrontEnd().num_frames(160 * (200 + 50 + 200))
+
+
+def test_a_chain_with_too_few_frames_names_its_files(tmp_path: Path) -> None:
+    one, other = (sound_of(tmp_path / f"{name}.flac", 5) for name in "ab")
+    message = (
+        f"{one.audio_path} + {other.audio_path}: its 0.20 s of sound (by its manifest 6.10) give 20 frames for "
+        "21 labels of 'Too, soon Too, soon'; copy the file again or leave it out"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        FeatureDataset(FrontEnd(), ENGLISH)[chain_of([one, other], 0.0, 3.1)]
+
+
+def test_what_is_wrong_with_a_part_of_a_chain_names_its_file(utterances, tmp_path: Path) -> None:
+    absent = dataclasses.replace(utterances[1], audio_path=tmp_path / "absent.flac")
+    digits = dataclasses.replace(utterances[1], text="at 5")
+    dataset = FeatureDataset(FrontEnd(), ENGLISH)
+    with pytest.raises(AudioError, match=f"^{re.escape(str(absent.audio_path))}"):
+        dataset[chain_of([utterances[0], absent], 0.0, 9.0)]
+    with pytest.raises(ValueError, match=f"^{re.escape(str(digits.audio_path))}: text='at 5' holds digits"):
+        dataset[chain_of([utterances[0], digits], 0.0, 9.0)]
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_batches_of_chains_hold_every_utterance_twice(utterances, is_shuffled: bool) -> None:
+    cuts = cuts_of(utterances, rate_hz=16000)
+    made = loader(
+        cuts, FeatureDataset(FrontEnd(), ENGLISH), batch_s=9.0, seed=1, is_shuffled=is_shuffled, joined=3
+    )
+    texts = [text for batch in made for text in batch.texts]
+    assert len(texts) < 2 * len(utterances)
+    words = Counter(word for text in texts for word in text.split())
+    assert words == Counter(word for one in utterances for _ in range(2) for word in one.text.split())

@@ -38,6 +38,7 @@ def test_each_recipe_in_the_repository_holds(path: Path) -> None:
             {"warmup_share": 0.1},
             r"recipe: warmup_share=0.1 of steps=10 is a single step, .*; use 0.0, or more",
         ),
+        ({"joined": 0}, r"recipe: joined=0 does not fit: "),
         ({"speeds": []}, r"recipe: speeds=\[\] does not fit: "),
     ],
 )

@@ -49,7 +49,14 @@ RNNT: dict[str, Any] = {
     },
     "front_end": {"kind": "fbank", "num_mels": 20, "stack": 4, "stride": 4, "normalize": "causal"},
 }
-LONG_RUN = {**RNNT, "schedule": "noam", "averaged_epochs": 2, "batches_per_step": 2}
+LONG_RUN = {
+    **RNNT,
+    "schedule": "noam",
+    "averaged_epochs": 2,
+    "batches_per_step": 2,
+    "joined": 3,
+    "epoch_s": 40.0,
+}
 FBANK = KaldiFbank(num_mels=20, stack=4, stride=4, normalize=CausalNormalize())
 
 

@@ -22,6 +22,7 @@ import soxr
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
+from lhotse.cut import Cut, MixedCut
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -172,7 +173,7 @@ class FeatureDataset(Dataset[Batch]):
         drawn = list(cuts)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy's transform lets other threads run
             features = list(pool.map(self.features, drawn))
-        texts = tuple(reference_of(cut.supervisions[0].text, self.tokenizer, path_of(cut)) for cut in drawn)
+        texts = tuple(" ".join(map(self._reference, parts_of(cut))) for cut in drawn)
         labels = [self.tokenizer.encode(text) for text in texts]
         for cut, values, of_one in zip(drawn, features, labels, strict=True):
             self._check_frames(cut, len(values), of_one)
@@ -188,24 +189,43 @@ class FeatureDataset(Dataset[Batch]):
             texts=texts,
         )
 
-    def features(self, cut: MonoCut) -> NDArray[np.float32]:
-        """Features (T, F) of one cut; any number of threads may ask at once."""
+    def _reference(self, cut: MonoCut) -> str:
+        return reference_of(cut.supervisions[0].text, self.tokenizer, path_of(cut))
+
+    def features(self, cut: Cut) -> NDArray[np.float32]:
+        """Features (T, F) of one cut or chain; any number of threads may ask at once.
+
+        A chain's are those of its whole sound, never kept: the next pass joins others.
+        """
         if cut.id in self._kept:
             return self._kept[cut.id]
-        samples = read_audio(path_of(cut), self.front_end.rate_hz)
-        speed = cut.custom["speed"]
-        if speed != 1:
-            samples = soxr.resample(samples, speed * self.front_end.rate_hz, self.front_end.rate_hz)
-        features = self.front_end(samples)
+        features = self.front_end(self._samples(cut))
         with self._keeping:
-            if cut.id not in self._kept and self._kept_bytes + features.nbytes <= MAX_CACHE_BYTES:
+            is_kept = isinstance(cut, MonoCut) and cut.id not in self._kept
+            if is_kept and self._kept_bytes + features.nbytes <= MAX_CACHE_BYTES:
                 self._kept[cut.id] = features
                 self._kept_bytes += features.nbytes
         return features
 
-    def _check_frames(self, cut: MonoCut, num_frames: int, labels: Sequence[int]) -> None:
-        """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
+    def _samples(self, cut: Cut) -> NDArray[np.float32]:
+        """What is heard; between the sounds of a chain, whatever lengths their files have, its own silences."""
+        if isinstance(cut, MixedCut):
+            pieces, end_s = [], 0.0
+            for track in cut.tracks:
+                silence = np.zeros(round((track.offset - end_s) * self.front_end.rate_hz), np.float32)
+                pieces += [silence, self._samples(track.cut)]
+                end_s = track.offset + track.cut.duration
+            return np.concatenate(pieces)
+        samples = read_audio(path_of(cut), self.front_end.rate_hz)
         speed = cut.custom["speed"]
+        if speed == 1:
+            return samples
+        return soxr.resample(samples, speed * self.front_end.rate_hz, self.front_end.rate_hz)
+
+    def _check_frames(self, cut: Cut, num_frames: int, labels: Sequence[int]) -> None:
+        """ValueError if `num_frames` of features, as really read, are too few for `labels`."""
+        parts = parts_of(cut)
+        speed = parts[0].custom["speed"]
         # A transducer needs a whole row; encoders that join frames drop a part of one.
         steps = (
             num_steps(num_frames, self.frames_per_step) if self.is_ctc else num_frames // self.frames_per_step
@@ -213,11 +233,17 @@ class FeatureDataset(Dataset[Batch]):
         needed = frames_needed(labels) if self.is_ctc else 1
         heard_s = num_frames * self.front_end.hop_samples / self.front_end.rate_hz * speed
         if needed > steps:
+            text = " ".join(part.supervisions[0].text for part in parts)
             raise ValueError(
-                f"{path_of(cut)}: its {heard_s:.2f} s of sound (by its "
+                f"{' + '.join(map(path_of, parts))}: its {heard_s:.2f} s of sound (by its "
                 f"manifest {cut.duration * speed:.2f}) give {steps} frames for {needed} labels of "
-                f"{cut.supervisions[0].text!r:.60}; copy the file again or leave it out"
+                f"{text!r:.60}; copy the file again or leave it out"
             )
+
+
+def parts_of(cut: Cut) -> list[MonoCut]:
+    """The utterances of a chain in order, or the one that `cut` is."""
+    return [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
 
 
 def path_of(cut: MonoCut) -> str:
@@ -233,9 +259,10 @@ def loader(
     epoch_s: float | None = None,
     seed: int,
     is_shuffled: bool,
+    joined: int = 1,
     epoch: int = 0,
 ) -> DataLoader[Batch]:
     """Batches of up to `batch_s` seconds, padding included, from `epoch` on; see Epochs."""
-    epochs = Epochs(cuts, batch_s=batch_s, epoch_s=epoch_s, seed=seed, is_shuffled=is_shuffled)
+    epochs = Epochs(cuts, batch_s=batch_s, epoch_s=epoch_s, seed=seed, is_shuffled=is_shuffled, joined=joined)
     epochs.set_epoch(epoch)
     return DataLoader(dataset, sampler=epochs, batch_size=None)

@@ -148,6 +148,7 @@ def run(
         epoch_s=settings.epoch_s,
         seed=settings.seed,
         is_shuffled=True,
+        joined=settings.joined,
         epoch=epoch,
     )
     dev_loader = None

@@ -37,6 +37,9 @@ class Learning(pydantic.BaseModel):
       to almost nothing along a half cosine, "noam" by the root of the steps (schedules.py). AdamW with
       `weight_decay`.
     * `speeds`: each utterance is also heard resampled by these factors (pitch moves with speed).
+    * `joined`: each utterance is also heard in a chain of 2 to so many, drawn anew in every pass, with
+      silence between: what a stream goes through, and single utterances do not teach (epochs.py). At 1
+      there are no chains.
     * `masks` bands of up to `mask_mels` features and `masks` spans of up to `mask_frames` frames
       are blanked in every utterance of every batch (SpecAugment without time warping).
     """
@@ -53,6 +56,7 @@ class Learning(pydantic.BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     speeds: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (1.0,)
+    joined: Annotated[int, Field(ge=1)] = 1
     masks: Annotated[int, Field(ge=0)] = 2
     mask_mels: Annotated[int, Field(ge=0)] = 10
     mask_frames: Annotated[int, Field(ge=0)] = 20
