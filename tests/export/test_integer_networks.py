@@ -24,6 +24,7 @@ from subtone.models.conformer_config import CONFORMER_CTCS, ConformerCtcConfig
 from subtone.models.lstm import LstmConfig
 from subtone.models.predictors import LstmPredictorConfig
 from subtone.models.transducer import TransducerConfig
+from subtone.pack import PackedModel, read_packed, write_packed
 from subtone.program import (
     Attention,
     ChannelNorm,
@@ -32,11 +33,14 @@ from subtone.program import (
     Embedding,
     Function,
     IntegerAttention,
+    IntegerFunction,
     IntegerLstm,
     IntegerSinusoids,
     Op,
     Program,
     Relu,
+    Rescale,
+    Scale,
 )
 from subtone.quantize.apply import quantize_module
 from subtone.quantize.rules import Recipe
@@ -137,6 +141,22 @@ def test_every_length_is_heard_and_a_file_says_the_same_program(name):
     for rows in (0, 1, 7, 40):
         assert engine.run(normal(rows, engine.program.input_width)).shape[1] == engine.program.output_width
     assert Program.from_json(engine.program.to_json()) == engine.program
+
+
+def test_a_file_keeps_tables_and_integers_of_both_widths(tmp_path):
+    program, constants = conformer()
+    ranges = observe(program, constants, [normal(90, 8)])
+    made, integers = integer_program(program, constants, ranges)
+    empty: dict = {"front_end": {}, "tokenizer": {}, "recipe": {}, "provenance": {}}
+    write_packed(tmp_path / "x.subtone", PackedModel(program=made, constants=integers, **empty))
+    read = read_packed(tmp_path / "x.subtone")
+    levels = levels_at(made.doors[0], normal(33, 8))
+    expected = NumpyEngine(made, integers).run(levels)
+    assert np.array_equal(NumpyEngine(read.program, read.constants).run(levels), expected)
+    assert {value.dtype.name for value in integers.values() if isinstance(value, np.ndarray)} == {
+        "int32",
+        "int64",
+    }
 
 
 def test_a_limited_conformer_streams_and_its_positions_are_a_table():
@@ -270,6 +290,35 @@ def test_a_function_that_reads_beyond_16_bits_is_refused():
     message = r"op 0 \(y\): x, which a function reads, has the range -2e\+04 to 2e\+04; beyond 16384 there are no units"
     ops = Function(input="x", output="y", function="tanh")
     refused(message.replace("op 0 \\(y\\)", "the input x"), ops, ranges={"x": Range(-2e4, 2e4)})
+
+
+def made_ops(*ops: Op) -> tuple[Op, ...]:
+    return integer_program(program_of(*ops), {}, RANGES)[0].ops
+
+
+def test_attention_reads_a_value_behind_a_relu_with_its_sign() -> None:
+    attention = Attention(query="v", key="v", value="v", output="y")
+    ops = made_ops(Relu(input="x", output="v"), attention)
+    assert (ops[0].low, ops[0].high) == (0, 127)
+    assert [type(op) for op in ops] == [Rescale, IntegerAttention]
+
+
+def test_a_function_that_reads_the_output_reads_it_once_more_in_16_bits() -> None:
+    ops = made_ops(Scale(input="x", output="y", factor=0.5), Function(input="y", output="v", function="tanh"))
+    assert [(type(op), op.output) for op in ops] == [
+        (Rescale, "y"),
+        (Rescale, "y.fixed"),
+        (IntegerFunction, "v"),
+    ]
+    assert (ops[0].high, ops[1].high, ops[2].fraction_bits) == (2**30, 2**15 - 1, 12)
+
+
+def test_functions_of_a_wide_range_read_coarser_units() -> None:
+    op = Function(input="x", output="y", function="silu")
+    for most, bits in ((0.01, 12), (3.9, 12), (4.1, 11), (16383.0, 0)):
+        made = integer_program(program_of(op), {}, {**RANGES, "x": Range(-most, 0.0)})[0]
+        assert made.doors[0].scale == 2.0**-bits
+        assert made.ops[0].fraction_bits == bits
 
 
 def test_exp_of_values_above_0_is_refused():
