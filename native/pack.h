@@ -45,7 +45,8 @@ class Buffer {
 enum class Kernel {  // integer-only: from kIntegerProduct on
   kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
   kFunction, kGlu, kLayerNorm, kChannelNorm, kConcat, kColumns, kEmbedding, kAttention, kSinusoids, kLstm,
-  kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerImageDepthwise, kIntegerAdd, kIntegerTimes, kRescale, kIntegerAffine
+  kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerImageDepthwise, kIntegerAdd,
+  kIntegerTimes, kRescale, kIntegerAffine
 };
 
 // A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped

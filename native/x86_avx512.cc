@@ -197,6 +197,7 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 #include "avx512_attention.h"
 #include "avx512_convolutions.h"
 #include "avx512_integers.h"
+#include "avx512_integer_convolutions.h"
 #include "rowwise.h"
 #include "attention.h"
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from tests.runtime.small_programs import program_of
 
-from subtone.export.ranges import EMA_MOMENTUM, Ema, MinMax, Percentile, Range, observe, observer_of
+from subtone.export.ranges import (
+    EMA_MOMENTUM,
+    Ema,
+    LeastSquares,
+    MinMax,
+    Percentile,
+    Range,
+    observe,
+    observer_of,
+)
 from subtone.program import Relu, Scale
 
 F32 = np.float32
@@ -38,6 +47,27 @@ def test_a_percentile_is_above_that_of_the_sorted_magnitudes_by_less_than_two_bi
     exact = magnitudes[int(np.ceil(percent / 100 * len(magnitudes))) - 1]
     assert exact <= found.high <= exact + magnitudes[-1] / 1024
     assert found.low == -found.high
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_no_other_range_has_a_smaller_squared_error(is_signed: bool) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.laplace(size=(4000, 5)).astype(F32)
+    values = values if is_signed else np.abs(values)
+    found = seen_by(LeastSquares(bits=4, unsigned=True), values)
+    limit = 7 if is_signed else 15
+
+    def error(end: float) -> float:
+        step = end / limit
+        levels = np.clip(np.floor(values / step + 0.5), -limit, limit)
+        return float(((levels * step - values) ** 2).mean())
+
+    ends = np.abs(values).max() * np.linspace(0.05, 1, 96)
+    assert error(found.high) <= 1.02 * min(
+        map(error, ends)
+    )  # what is expected of rounding is not what it does
+    assert found.high < 0.7 * np.abs(values).max()
+    assert found.low == (-found.high if is_signed else 0)
 
 
 def test_what_is_never_below_0_has_no_lower_end() -> None:

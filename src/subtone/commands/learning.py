@@ -186,7 +186,8 @@ def quantize(
     if train_manifest:
         result, curve = _trained(run, source, settings, train_manifest, dev_manifest, limit)
     else:
-        result, curve = _rounded(source, settings, calibration, limit), []
+        made = examples if integer is not None and integer.features != "recordings" else []
+        result, curve = _rounded(source, settings, calibration, limit, made), []
     if integer is not None:
         result = _calibrated(result, integer, examples)
     save_checkpoint(out, result)
@@ -213,14 +214,20 @@ def _trained(
     return tuned.checkpoint, tuned.curve
 
 
-def _rounded(source: Checkpoint, recipe: Recipe, calibration: Path | None, limit: int | None) -> Checkpoint:
-    """`source` in few bits at once; a recipe that hears something hears the manifest `calibration`."""
+def _rounded(
+    source: Checkpoint,
+    recipe: Recipe,
+    calibration: Path | None,
+    limit: int | None,
+    made: list[NDArray[np.float32]],
+) -> Checkpoint:
+    """`source` in few bits at once; a recipe that hears something hears features `made` for it, or `calibration`."""
     from subtone.quantize.apply import quantize_checkpoint
     from subtone.speech.data import read_manifest, spread
 
-    heard = spread(read_manifest(calibration), limit) if calibration else []
+    heard = spread(read_manifest(calibration), limit) if calibration and not made else []
     with progress_bar("quantizing") as move:
-        return quantize_checkpoint(source, recipe, utterances=heard, progress=move)
+        return quantize_checkpoint(source, recipe, utterances=heard, features=made, progress=move)
 
 
 def _calibration_features(

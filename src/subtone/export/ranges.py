@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from subtone.program import Constants, Program
 from subtone.runtime.engine import load_engine
 
-Calibration = Literal["minmax", "ema", "percentile"]
+Calibration = Literal["minmax", "ema", "percentile", "mse"]
 EMA_MOMENTUM = 0.95
 """Of the zero-shot paper's own code; its text says min/max."""
 BINS = 4096
@@ -77,18 +77,18 @@ class Ema(Observer):
         return Range(*map(float, self._ends))
 
 
-class Percentile(Observer):
-    """The range within which so many percent of all magnitudes lie; the lower end 0 where nothing was below.
+class Histogram(Observer):
+    """Counts magnitudes in BINS equal bins of a span that doubles when something lies beyond it, two bins
+    becoming one. Its range is symmetric, or from 0 on where nothing was below."""
 
-    Counts magnitudes in BINS equal bins of a span that doubles when something lies beyond it, two bins
-    becoming one: what it gives is above the percentile by less than two bins, 1/2048 of the largest magnitude.
-    """
-
-    def __init__(self, percent: float) -> None:
-        self._percent = percent
+    def __init__(self) -> None:
         self._span = 0.0
         self._counts = np.zeros(BINS, np.int64)
         self._is_signed = False
+
+    @abc.abstractmethod
+    def end(self, counts: NDArray[np.int64], span: float) -> float:
+        """The outermost magnitude, of `counts` in bins of up to `span` > 0."""
 
     def see(self, values: NDArray[np.float32]) -> None:
         self._is_signed |= bool(values.min() < 0)
@@ -104,19 +104,56 @@ class Percentile(Observer):
             self._counts += np.histogram(magnitudes, BINS, (0, self._span))[0]
 
     def range(self) -> Range:
-        counted = np.cumsum(self._counts)
-        if not self._span:
-            return Range(0.0, 0.0)
-        reached = int(np.searchsorted(counted, self._percent / 100 * counted[-1]))
-        end = (min(reached, BINS - 1) + 1) * self._span / BINS
+        end = self.end(self._counts, self._span) if self._span else 0.0
         return Range(-end if self._is_signed else 0.0, end)
 
 
-def observer_of(calibration: Calibration, percentile: float | None = None) -> Callable[[], Observer]:
+class Percentile(Histogram):
+    """The range within which so many percent of all magnitudes lie, to less than two bins above it: 1/2048 of
+    the largest magnitude."""
+
+    def __init__(self, percent: float) -> None:
+        super().__init__()
+        self._percent = percent
+
+    def end(self, counts: NDArray[np.int64], span: float) -> float:
+        counted = np.cumsum(counts)
+        reached = int(np.searchsorted(counted, self._percent / 100 * counted[-1]))
+        return (min(reached, BINS - 1) + 1) * span / BINS
+
+
+class LeastSquares(Histogram):
+    """The range that costs least: what lies beyond it is clipped, what lies within rounded.
+
+    Of all bin edges t the one with the least `sum over |x| > t of (|x| - t)^2 + N step^2 / 12`, step = t over the
+    outermost level of `bits`: the squared error that is expected of a static grid. `unsigned` as `Grids`.
+    """
+
+    def __init__(self, *, bits: int, unsigned: bool) -> None:
+        super().__init__()
+        self._bits, self._unsigned = bits, unsigned
+
+    def end(self, counts: NDArray[np.int64], span: float) -> float:
+        has_sign = self._is_signed or not self._unsigned
+        limit = 2 ** (self._bits - 1) - 1 if has_sign else 2**self._bits - 1
+        edges = np.arange(1, BINS + 1) * span / BINS
+        middles = edges - span / (2 * BINS)
+        moments = [np.cumsum((counts * middles**power)[::-1])[::-1] for power in range(3)]
+        beyond = [np.append(moment[1:], 0.0) for moment in moments]  # of the bins above each edge
+        clipped = beyond[2] - 2 * edges * beyond[1] + edges**2 * beyond[0]
+        rounded = counts.sum() * (edges / limit) ** 2 / 12
+        return float(edges[int(np.argmin(clipped + rounded))])
+
+
+def observer_of(
+    calibration: Calibration, *, percentile: float | None = None, bits: int = 8, unsigned: bool = True
+) -> Callable[[], Observer]:
     """Makes an observer for each value."""
     if calibration == "percentile":
         assert percentile is not None
         return lambda: Percentile(percentile)
+    if calibration == "mse":
+        return lambda: LeastSquares(bits=bits, unsigned=unsigned)
     return MinMax if calibration == "minmax" else Ema
 
 

@@ -35,7 +35,12 @@ def calibrated(
         program,
         constants,
         examples,
-        new_observer=observer_of(settings.range, settings.percentile),
+        new_observer=observer_of(
+            settings.range,
+            percentile=settings.percentile,
+            bits=settings.activation_bits,
+            unsigned=settings.unsigned,
+        ),
         progress=progress,
     )
     integer_program(program, constants, ranges, grids=_grids(settings))  # what cannot be packed is told now

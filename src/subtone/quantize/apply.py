@@ -7,7 +7,9 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -26,6 +28,7 @@ def quantize_checkpoint(
     recipe: Recipe,
     *,
     utterances: Sequence[Utterance] = (),
+    features: Sequence[NDArray[np.float32]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """`checkpoint` with its weights as `recipe` wants them, at once; what it hears shows the damage.
@@ -34,12 +37,18 @@ def quantize_checkpoint(
     a recipe is no part of what is stored, since it has not taken place.
 
     Args:
-        utterances: recordings that a recipe with bias correction or compensated rounding listens to.
+        utterances: recordings that a recipe with bias correction or compensated rounding listens to;
+        features: or features (T, F) in their place.
         progress: called with (done, total) after each of them.
     """
     checkpoint.require_float()
     method = _method_at_once(recipe)
-    calibration = _features(utterances, checkpoint.front_end, progress) if utterances else None
+    calibration: Iterable[Batch] | None = [
+        (torch.from_numpy(one).T[None], torch.tensor([len(one)])) for one in features
+    ]
+    if utterances:
+        calibration = _features(utterances, checkpoint.front_end, progress)
+    calibration = calibration or None
     quantization = method.freeze(checkpoint.network, calibration=calibration)
     return dataclasses.replace(
         checkpoint, network=decoded_twin(checkpoint.network, quantization), quantization=quantization
@@ -139,7 +148,10 @@ def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> N
             f"recipe {recipe.name}: {hears} is for weights that are not trained; remove it, or give "
             "--calibration in place of --train"
         )
-    if hears and not has_calibration:
+    is_made = (
+        integer is not None and integer.features != "recordings"
+    )  # it hears what is made for calibration
+    if hears and not has_calibration and not is_made:
         raise ValueError(
             f"recipe {recipe.name}: {hears} needs recordings; give some with --calibration, or remove it"
         )

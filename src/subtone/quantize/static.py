@@ -31,7 +31,8 @@ class IntegerSettings(pydantic.BaseModel):
     * `features`: what calibration hears: "synthetic" spectrograms made from the network's BatchNorms as
       `synthesis` says, "random" ones (as many, uniform in [-3, 3]: the paper's control), or "recordings".
     * `activation_bits`: of what products read, 2 to 8; `unsigned` spends no bit on the sign behind a ReLU.
-    * `range`: "minmax" (the paper's text), "ema" of each example's (its code), or "percentile" of magnitudes.
+    * `range`: "minmax" (the paper's text), "ema" of each example's (its code), "percentile" of magnitudes, or "mse",
+      the range whose clipping and rounding together cost least.
     * `sum_bits`: of residual sums, 8 to 16: 8 shows what they cost.
     """
 
@@ -40,7 +41,7 @@ class IntegerSettings(pydantic.BaseModel):
     features: Literal["synthetic", "random", "recordings"] = "synthetic"
     activation_bits: Annotated[int, Field(ge=2, le=8)] = 8
     unsigned: bool = True
-    range: Literal["minmax", "ema", "percentile"] = "minmax"
+    range: Literal["minmax", "ema", "percentile", "mse"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
     sum_bits: Annotated[int, Field(ge=8, le=16)] = 16
     synthesis: SynthesisSettings = SynthesisSettings()
