@@ -60,9 +60,7 @@ def test_recordings_are_asked_for_where_they_are_heard_and_nowhere_else() -> Non
     made, heard = recipe("[integer]"), recipe("[integer]\nfeatures = 'recordings'")
     check_sound(made, has_calibration=False, is_trained=False)
     check_sound(heard, has_calibration=True, is_trained=False)
-    with pytest.raises(
-        ValueError, match=r"integer\.features='recordings' needs recordings; give some"
-    ):
+    with pytest.raises(ValueError, match=r"integer\.features='recordings' needs recordings; give some"):
         check_sound(heard, has_calibration=False, is_trained=False)
     with pytest.raises(ValueError, match="recipe r hears nothing; leave out --calibration"):
         check_sound(made, has_calibration=True, is_trained=False)
