@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.runtime.small_programs import GRIDS, packed_weight, program_of
 
-from subtone.export.integer import Grids, integer_program, wants_of
+from subtone.export.integer import Grids, integer_program
 from subtone.export.lower import lower
+from subtone.export.making import wants_of
 from subtone.export.ranges import Range, observe
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
 from subtone.program import (

@@ -24,19 +24,14 @@ from subtone.models.conformer_config import CONFORMER_CTCS, ConformerCtcConfig
 from subtone.models.lstm import LstmConfig
 from subtone.models.predictors import LstmPredictorConfig
 from subtone.models.transducer import TransducerConfig
+from subtone.pack import PackedModel, read_packed, write_packed
 from subtone.program import (
-    Attention,
     ChannelNorm,
     Constant,
-    Conv1d,
-    Embedding,
-    Function,
     IntegerAttention,
     IntegerLstm,
     IntegerSinusoids,
-    Op,
     Program,
-    Relu,
 )
 from subtone.quantize.apply import quantize_module
 from subtone.quantize.rules import Recipe
@@ -139,6 +134,22 @@ def test_every_length_is_heard_and_a_file_says_the_same_program(name):
     assert Program.from_json(engine.program.to_json()) == engine.program
 
 
+def test_a_file_keeps_tables_and_integers_of_both_widths(tmp_path):
+    program, constants = conformer()
+    ranges = observe(program, constants, [normal(90, 8)])
+    made, integers = integer_program(program, constants, ranges)
+    empty: dict = {"front_end": {}, "tokenizer": {}, "recipe": {}, "provenance": {}}
+    write_packed(tmp_path / "x.subtone", PackedModel(program=made, constants=integers, **empty))
+    read = read_packed(tmp_path / "x.subtone")
+    levels = levels_at(made.doors[0], normal(33, 8))
+    expected = NumpyEngine(made, integers).run(levels)
+    assert np.array_equal(NumpyEngine(read.program, read.constants).run(levels), expected)
+    assert {value.dtype.name for value in integers.values() if isinstance(value, np.ndarray)} == {
+        "int32",
+        "int64",
+    }
+
+
 def test_a_limited_conformer_streams_and_its_positions_are_a_table():
     engine = made("conformer")[0]
     x, (attention,) = normal(61, 8), [op for op in engine.program.ops if isinstance(op, IntegerAttention)]
@@ -231,7 +242,7 @@ def test_what_a_transducer_is_refused():
     changed = programs | {
         "encoder": dataclasses.replace(encoder, ops=(norm,), output_width=encoder.input_width)
     }
-    ends = {**RANGES, "features": Range(-1.0, 1.0), "output": Range(-1.0, 1.0)}
+    ends = {"features": Range(-1.0, 1.0), "output": Range(-1.0, 1.0)}
     ranges = dict.fromkeys(programs, ends)
     ranges["joiner"] = observe_joiner(programs, constants)
     with pytest.raises(
@@ -243,63 +254,3 @@ def test_what_a_transducer_is_refused():
 def observe_joiner(programs: dict[str, Program], constants: dict[str, Constant]) -> dict[str, Range]:
     joiner = programs["joiner"]
     return observe(joiner, constants, [(normal(9, joiner.input_width), normal(9, joiner.input_width, 1))])
-
-
-# Refusals --------------------------------------------------------------------------------
-
-
-def program_of(*ops: Op, width: int = 2) -> Program:
-    return Program(input="x", input_width=width, output="y", output_width=width, frames_per_step=1, ops=ops)
-
-
-RANGES = {"x": Range(-1.0, 1.0), "y": Range(-1.0, 1.0), "v": Range(-1.0, 1.0)}
-
-
-def refused(
-    message: str,
-    *ops: Op,
-    ranges: dict[str, Range] | None = None,
-    constants: dict | None = None,
-    width: int = 2,
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        integer_program(program_of(*ops, width=width), constants or {}, {**RANGES, **(ranges or {})})
-
-
-def test_a_function_that_reads_beyond_16_bits_is_refused():
-    message = r"op 0 \(y\): x, which a function reads, has the range -2e\+04 to 2e\+04; beyond 16384 there are no units"
-    ops = Function(input="x", output="y", function="tanh")
-    refused(message.replace("op 0 \\(y\\)", "the input x"), ops, ranges={"x": Range(-2e4, 2e4)})
-
-
-def test_exp_of_values_above_0_is_refused():
-    refused(
-        "is exp of values above 0, which has no integer form", Function(input="x", output="y", function="exp")
-    )
-
-
-def test_labels_that_something_else_reads_too_are_refused():
-    weight = np.ones((4, 1), np.float32)
-    ops = (Embedding(input="x", output="v", weight="w"), Relu(input="x", output="y"))
-    refused(
-        "reads x, which others read too; give the labels an input", *ops, constants={"w": weight}, width=1
-    )
-
-
-def test_an_embedding_or_an_lstm_of_float_weights_is_refused():
-    op = Embedding(input="x", output="v", weight="w"), Conv1d(input="v", output="y", weight="w")
-    refused(
-        "the weight w is float, and an integer-only program needs it in 1 to 8 bits",
-        *op,
-        constants={"w": np.ones((1, 1), np.float32)},
-        width=1,
-    )
-
-
-def test_a_norm_over_the_utterance_has_no_integer_form():
-    refused("is a ChannelNorm, which has no integer form", ChannelNorm(input="x", output="y", epsilon=0.5))
-
-
-def test_a_table_of_zeros_has_no_scale():
-    op = Attention(query="x", key="x", value="x", output="y", positions="t", left=1, right=0)
-    refused("the table t: t never moved from 0", op, constants={"t": np.zeros((2, 2), np.float32)})

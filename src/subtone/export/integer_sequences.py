@@ -109,7 +109,6 @@ def lower_layer_norm(making: Making, op: LayerNorm, where: str) -> None:
         vector_of(making.constants, each).astype(np.float64) if each else None for each in (op.gain, op.bias)
     )
     if gain is None:
-        assert bias is None, "torch gives a norm both or none"
         gain = np.ones(making.widths[op.input])
     ratios, offsets = gain * 2.0**-NORM_BITS / grid.scale, 0 if bias is None else bias / grid.scale
     largest = max(float(np.abs(ratios).max()), 2.0**-31)

@@ -13,7 +13,7 @@ from subtone.runtime.rows import Matrix, Rows
 
 
 def table_of(constants: Constants, name: str) -> Matrix:
-    """The constant in a value's place, which `Program.widths` has found to be a float array."""
+    """The constant in a value's place, which `Program.widths` has found to be an array."""
     table = constants[name]
     assert isinstance(table, np.ndarray)
     return table
