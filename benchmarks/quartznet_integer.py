@@ -45,23 +45,35 @@ SYNTHESIS = {"num_batches": 1, "iterations": 150, "precision": "bfloat16"}
 """As the recipes say."""
 RECORDINGS = 32
 """Recordings of one calibration, 240 speakers' first ones divided among the seeds."""
+MSE = {"range": "mse"}
 ROWS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
-    ("W8A8, synthetic", {}, {"bits": 8}),
-    ("W6A8, synthetic", {}, {"bits": 6}),
-    ("W4A8, synthetic, groups of 64", {}, {"bits": 4, "group64": True}),
+    ("W8A8, synthetic", MSE, {"bits": 8}),
+    ("W8A8, synthetic, min/max", {}, {"bits": 8}),
+    ("W8A8, synthetic, compensated", MSE, {"bits": 8, "rounding": "compensated"}),
+    ("W6A8, synthetic", MSE, {"bits": 6}),
+    ("W6A8, synthetic, compensated", MSE, {"bits": 6, "rounding": "compensated"}),
     ("W8A8, random", {"features": "random"}, {"bits": 8}),
     ("W6A8, random", {"features": "random"}, {"bits": 6}),
-    ("W8A8, recordings", {"features": "recordings"}, {"bits": 8}),
-    ("W6A8, recordings", {"features": "recordings"}, {"bits": 6}),
+    ("W8A8, recordings", {"features": "recordings", **MSE}, {"bits": 8}),
+    ("W6A8, recordings", {"features": "recordings", **MSE}, {"bits": 6}),
 )
 ABLATIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("W8A8, synthetic, EMA", {"range": "ema"}, {"bits": 8}),
     ("W8A8, synthetic, 99.99 %", {"range": "percentile", "percentile": 99.99}, {"bits": 8}),
-    ("W8A8, synthetic, signed", {"unsigned": False}, {"bits": 8}),
-    ("W8A8, synthetic, 8-bit sums", {"sum_bits": 8}, {"bits": 8}),
-    ("W8A6, synthetic", {"activation_bits": 6}, {"bits": 8}),
+    ("W8A8, synthetic, signed", {**MSE, "unsigned": False}, {"bits": 8}),
+    ("W8A8, synthetic, 8-bit sums", {**MSE, "sum_bits": 8}, {"bits": 8}),
+    (
+        "W4A8, synthetic, compensated, groups of 64",
+        MSE,
+        {"bits": 4, "rounding": "compensated", "group_size": 64},
+    ),
+    (
+        "W4A8, synthetic, compensated codebook",
+        MSE,
+        {"bits": 4, "rounding": "compensated", "grid": "codebook"},
+    ),
 )
-"""One seed each: what a choice costs."""
+"""One seed each: what a choice costs, and weights of fewer bits."""
 
 
 def main() -> None:
@@ -105,13 +117,12 @@ def main() -> None:
 
 
 def recipe_of(label: str, integer: dict[str, Any], weights: dict[str, Any]) -> Recipe:
-    """By bits, all per channel; with `group64` pointwise products in groups of 64 inputs."""
-    rules: list[dict[str, Any]] = [{"bits": weights["bits"]}]
-    if weights.get("group64"):
-        rules.insert(
-            0,
-            {"kinds": ["pointwise"], "bits": weights["bits"], "granularity": "group", "group_size": 64},
-        )
+    """Per channel, but for pointwise products in groups where there is a `group_size`."""
+    whole = {name: value for name, value in weights.items() if name != "group_size"}
+    rules: list[dict[str, Any]] = [whole]
+    if "group_size" in weights:
+        grouped = {"kinds": ["pointwise"], "granularity": "group", "group_size": weights["group_size"]}
+        rules.insert(0, {**grouped, **whole})
     return Recipe.from_dict({"name": label, "method": "linear", "integer": integer, "rules": rules})
 
 
@@ -128,11 +139,13 @@ def measure(
     """One calibration of one recipe: its file, and its words against the float model's."""
     settings = IntegerSettings.of(recipe)
     assert settings is not None
-    name = f"{recipe.name}-{seed}".replace(" ", "").replace(",", "-").replace("%", "")
+    name = f"{recipe.name}-{seed}".replace(" ", "").replace(",", "-").replace("%", "").replace("/", "")
     file, words = work / f"{name}.subtone", work / f"{name}-{manifest}.jsonl"
     if not file.exists():
         examples = list(examples_of(source, settings, seed, work, recordings))
-        checkpoint = calibrated(quantize_checkpoint(source, recipe), settings, examples)
+        is_hearing = any(rule.settings.hears for rule in recipe.rules)
+        quantized = quantize_checkpoint(source, recipe, features=examples if is_hearing else ())
+        checkpoint = calibrated(quantized, settings, examples)
         write_packed(file, package(checkpoint, name="quartznet15x5-en"))
     document = describe(file)
     assert document["is_integer"], document["float_parts"]
