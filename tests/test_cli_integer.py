@@ -101,7 +101,7 @@ def test_recordings_calibrate_where_the_recipe_says_so(workplace: Path) -> None:
     )
     quantization = load_checkpoint(out).quantization
     assert quantization is not None
-    assert quantization.ranges["features"][0] < 0 < quantization.ranges["features"][1]
+    assert quantization.ranges["encoder/features"][0] < 0 < quantization.ranges["encoder/features"][1]
 
 
 def test_a_network_without_batch_norms_is_told_to_use_recordings(workplace: Path) -> None:

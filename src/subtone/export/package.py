@@ -6,37 +6,21 @@ import importlib.metadata
 
 from torch import nn
 
-from subtone.export.graph import FEATURES, FRAMES, LABELS, SAMPLES, Input
-from subtone.export.lower import INPUT, OUTPUT, check_all_used, lower, lower_entry
+from subtone.export.graph import SAMPLES, Input
+from subtone.export.lower import INPUT, OUTPUT, check_all_used, lower_entry
+from subtone.export.lower_checkpoint import ENCODER, lower_checkpoint
 from subtone.export.static import lower_to_integers
-from subtone.models import TransducerNetwork, is_transducer
-from subtone.models.cascaded import Cascaded
 from subtone.models.checkpoints import Checkpoint, Quantization
 from subtone.pack import PackedModel
-from subtone.program import Constant, Program
 from subtone.speech.front_end import MelFrontEnd
 from subtone.speech.text import Tokenizer
-
-ENCODER = "encoder"
-"""The entry point of a transducer that hears the features; the others are its parts."""
 
 
 def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
     """What `write_packed` writes of `checkpoint`; `name` says where it came from."""
-    network, quantization = checkpoint.network, checkpoint.quantization
-    if is_transducer(network):
-        programs, constants = _lower_parts(network, quantization)
-    elif quantization is not None and quantization.ranges:
-        program, constants = lower_to_integers(checkpoint)
-        programs = {ENCODER: program}
-    else:
-        program, constants = lower(
-            network,
-            num_features=network.config.num_features,
-            frames_per_step=network.frames_per_step,
-            quantization=quantization,
-        )
-        programs = {ENCODER: program}
+    quantization = checkpoint.quantization
+    is_integer = quantization is not None and bool(quantization.ranges)
+    programs, constants = lower_to_integers(checkpoint) if is_integer else lower_checkpoint(checkpoint)
     return PackedModel(
         program=programs.pop(ENCODER),
         parts=programs,
@@ -44,43 +28,8 @@ def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
         front_end=checkpoint.front_end.to_json(),
         tokenizer=checkpoint.tokenizer.to_json(),
         recipe=dict(quantization.recipe) if quantization else {},
-        provenance=_provenance(network, name),
+        provenance=_provenance(checkpoint.network, name),
     )
-
-
-def _lower_parts(
-    network: TransducerNetwork, quantization: Quantization | None
-) -> tuple[dict[str, Program], dict[str, Constant]]:
-    """A program for each of `network.entries()`, and the constants of all."""
-    programs: dict[str, Program] = {}
-    constants: dict[str, Constant] = {}
-    for name, module in network.entries().items():
-        program, own = lower_entry(
-            module,
-            _inputs_of(name, network),
-            output="output",
-            frames_per_step=network.frames_per_step if name == ENCODER else 1,
-            quantization=quantization,
-            whole=network,
-            prefix=f"{name}/",
-        )
-        programs[name] = program
-        constants |= own
-    check_all_used(quantization, set(constants))
-    return programs, constants
-
-
-def _inputs_of(name: str, network: TransducerNetwork) -> tuple[Input, ...]:
-    """What the entry point `name` takes; a cascade's second set of parts has a 2 behind its names."""
-    part, joint = name.rstrip("2"), network.config.joint_width
-    if name == ENCODER:
-        return (Input(name="features", layout=FEATURES, width=network.config.num_features),)
-    if part == ENCODER:
-        assert isinstance(network, Cascaded)
-        return (Input(name="rows", layout=FRAMES, width=network.config.encoder2.num_features),)
-    if part == "predictor":
-        return (Input(name="labels", layout=LABELS, width=1),)
-    return tuple(Input(name=each, layout=FRAMES, width=joint) for each in ("frames", "rows"))
 
 
 def package_module(

@@ -1,21 +1,26 @@
-"""A quantized checkpoint calibrated for integers alone, and its program made of them."""
+"""A quantized checkpoint calibrated for integers alone, and its programs made of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from subtone.export.integer import Grids, integer_program
-from subtone.export.lower import lower
-from subtone.export.ranges import Range, observe, observer_of
+from subtone.export.integer import integer_program
+from subtone.export.integer_parts import Ranges, integer_parts, observe_parts
+from subtone.export.lower_checkpoint import ENCODER, lower_checkpoint
+from subtone.export.making import Grids
+from subtone.export.ranges import Observer, Range, observe, observer_of
 from subtone.models import is_transducer
+from subtone.models.cascaded import Cascaded
 from subtone.models.checkpoints import Checkpoint
-from subtone.program import Constant, Program
+from subtone.models.hearing import paths_of
+from subtone.program import Constant, Constants, Program
 from subtone.quantize.static import IntegerSettings
 
 
@@ -26,71 +31,97 @@ def calibrated(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Checkpoint:
-    """`checkpoint`, quantized, with the ranges of every value of its program over features `examples` (T, F).
+    """`checkpoint`, quantized, with the ranges of every value of its programs over features `examples` (T, F).
 
-    ValueError: a transducer; what `observe` refuses; a program without an integer form (`integer_program`).
+    A transducer's predictor and joiner are calibrated on what the network itself hears in them, by greedy search.
+
+    ValueError: a cascade; what `observe` refuses; a program without an integer form (`integer_program`).
     """
-    program, constants = _float_program(checkpoint)
-    ranges = observe(
-        program,
-        constants,
-        examples,
-        new_observer=observer_of(
-            settings.range,
-            percentile=settings.percentile,
-            bits=settings.activation_bits,
-            unsigned=settings.unsigned,
-        ),
-        progress=progress,
+    _refuse_cascade(checkpoint)
+    programs, constants = lower_checkpoint(checkpoint)
+    new_observer = observer_of(
+        settings.range,
+        percentile=settings.percentile,
+        bits=settings.activation_bits,
+        unsigned=settings.unsigned,
     )
-    integer_program(program, constants, ranges, grids=_grids(settings))  # what cannot be packed is told now
+    ranges = _observed(checkpoint, programs, constants, examples, new_observer, progress)
+    _integers(programs, constants, ranges, settings)  # what cannot be packed is told now
     assert checkpoint.quantization is not None
     recipe = {**checkpoint.quantization.recipe, "integer": settings.resolved()}
     quantization = dataclasses.replace(
         checkpoint.quantization,
-        ranges={name: (each.low, each.high) for name, each in ranges.items()},
-        program_digest=_digest(program),
+        ranges={
+            f"{part}/{name}": (each.low, each.high)
+            for part, of_part in ranges.items()
+            for name, each in of_part.items()
+        },
+        program_digest=_digest(programs),
         recipe=recipe,
     )
     return dataclasses.replace(checkpoint, quantization=quantization)
 
 
-def lower_to_integers(checkpoint: Checkpoint) -> tuple[Program, dict[str, Constant]]:
-    """The integer-only program of a checkpoint that `calibrated` gave, and its constants."""
+def lower_to_integers(checkpoint: Checkpoint) -> tuple[dict[str, Program], dict[str, Constant]]:
+    """The integer-only programs of a checkpoint that `calibrated` gave, and the constants of all."""
     quantization = checkpoint.quantization
     assert quantization is not None
     assert quantization.ranges
-    program, constants = _float_program(checkpoint)
-    if _digest(program) != quantization.program_digest:
+    programs, constants = lower_checkpoint(checkpoint)
+    if _digest(programs) != quantization.program_digest:
         raise ValueError(
             "the checkpoint was calibrated for another program than this version exports; quantize it again"
         )
+    ranges: Ranges = {part: {} for part in programs}
+    for name, ends in quantization.ranges.items():
+        part, _, value = name.partition("/")
+        ranges[part][value] = Range(*ends)
     settings = IntegerSettings.model_validate(quantization.recipe["integer"])
-    ranges = {name: Range(*ends) for name, ends in quantization.ranges.items()}
-    return integer_program(program, constants, ranges, grids=_grids(settings))
+    return _integers(programs, constants, ranges, settings)
 
 
-def _grids(settings: IntegerSettings) -> Grids:
-    return Grids(
+def _observed(
+    checkpoint: Checkpoint,
+    programs: Mapping[str, Program],
+    constants: Constants,
+    examples: Iterable[NDArray[np.float32]],
+    new_observer: Callable[[], Observer],
+    progress: Callable[[int], None] | None,
+) -> Ranges:
+    network = checkpoint.network
+    if not is_transducer(network):
+        program = programs[ENCODER]
+        return {ENCODER: observe(program, constants, examples, new_observer=new_observer, progress=progress)}
+    heard = []
+    for index, features in enumerate(examples):
+        (path,) = paths_of(network, torch.from_numpy(features).T[None])
+        heard.append((features, path.labels))
+        if progress:
+            progress(index + 1)
+    return observe_parts(programs, constants, heard, new_observer=new_observer)
+
+
+def _integers(
+    programs: Mapping[str, Program], constants: Constants, ranges: Ranges, settings: IntegerSettings
+) -> tuple[dict[str, Program], dict[str, Constant]]:
+    grids = Grids(
         activation_bits=settings.activation_bits,
         unsigned=settings.unsigned,
         wide_limit=2 ** (settings.sum_bits - 1) - 1,
     )
+    if set(programs) != {ENCODER}:
+        return integer_parts(programs, constants, ranges, grids=grids)
+    made, integers = integer_program(programs[ENCODER], constants, ranges[ENCODER], grids=grids)
+    return {ENCODER: made}, integers
 
 
-def _float_program(checkpoint: Checkpoint) -> tuple[Program, dict[str, Constant]]:
-    network = checkpoint.network
-    if is_transducer(network):
+def _refuse_cascade(checkpoint: Checkpoint) -> None:
+    if isinstance(checkpoint.network, Cascaded):
         raise ValueError(
-            "a transducer has no integer-only form yet, only networks with a CTC head; remove [integer] from the recipe"
+            "a cascade of two passes has no integer-only form yet; remove [integer] from the recipe, or take one pass"
         )
-    return lower(
-        network,
-        num_features=network.config.num_features,
-        frames_per_step=network.frames_per_step,
-        quantization=checkpoint.quantization,
-    )
 
 
-def _digest(program: Program) -> str:
-    return hashlib.sha256(json.dumps(program.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+def _digest(programs: Mapping[str, Program]) -> str:
+    documents = {name: program.to_json() for name, program in programs.items()}
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:16]
