@@ -69,7 +69,8 @@ class Caller:
         for field in native.INTEGER_POINTER_FIELDS:
             setattr(record.integers, field, ones_of_8_bytes)
         record.integers.shifts = native.address_of(self.shifts)
-        record.integers.groups = record.integers.shift = record.integers.high = record.integers.score_shift = 1
+        record.integers.groups = record.integers.high = 1
+        record.integers.shift = record.integers.score_shift = 1
         for field, value in fields.items():
             owner, _, name = field.rpartition(".")
             if isinstance(value, str):
@@ -310,13 +311,14 @@ def test_integers_that_no_bounds_hold_harm_nothing(caller, isa, numbers, is_sign
     )
     factors = ("content_multiplier", "position_multiplier")
     given |= {f"integers.{name}": -(2**31) for name in factors}
-    given |= {f"integers.{name}": numbers for name in ("content_bias", "position_bias", "positions", "rotation")}
+    given |= {f"integers.{name}": numbers for name in native.INTEGER_POINTER_FIELDS[-4:]}
     for kind in kinds:
         for shift in (1, 31, 32, 62):
             with caller.engine(isa=isa.encode(), threads=2) as handle:
                 more = {"weight.rows": 1} if kind["kind"] == KIND["IntegerConv2d"] else {}
                 assert caller.append(handle, **{**given, **kind, **more, "integers.shift": shift}) == 0
-                behind = 4 if kind.get("padding_behind") else 3 if kind["kind"] == KIND["IntegerSinusoids"] else 2
+                behind = 4 if kind.get("padding_behind") else 2
+                behind += kind["kind"] == KIND["IntegerSinusoids"]
                 assert caller.run(handle, 2, behind, 0) == 0
 
 

@@ -74,8 +74,8 @@ OUT_OF_MEMORY = 6
 _KINDS: tuple[type, ...] = (
     *(Conv1d, Affine, Add, Relu, Clip, Conv2d, Stack, Multiply, Scale, Function, Glu, LayerNorm, Concat),
     *(Columns, Embedding, Attention, ChannelNorm, Lstm, SwitchedLstm, Sinusoids),
-    *(IntegerConv1d, IntegerConv2d, IntegerAdd, IntegerMultiply, Rescale, IntegerAffine, IntegerFunction, IntegerGlu),
-    *(IntegerLayerNorm, IntegerEmbedding, IntegerAttention, IntegerSinusoids, IntegerLstm),
+    *(IntegerConv1d, IntegerConv2d, IntegerAdd, IntegerMultiply, Rescale, IntegerAffine, IntegerFunction),
+    *(IntegerGlu, IntegerLayerNorm, IntegerEmbedding, IntegerAttention, IntegerSinusoids, IntegerLstm),
 )
 KIND_CODES: dict[type, int] = {kind: code for code, kind in enumerate(_KINDS)}
 
@@ -96,7 +96,8 @@ class WeightRecord(ctypes.Structure):
 
 INTEGER_NUMBER_FIELDS = ("fraction_bits", "content_multiplier", "position_multiplier", "score_shift")
 INTEGER_POINTER_FIELDS = (
-    *("multiplier", "correction", "offset", "shifts", "content_bias", "position_bias", "positions", "rotation"),
+    *("multiplier", "correction", "offset", "shifts"),
+    *("content_bias", "position_bias", "positions", "rotation"),
 )
 
 
