@@ -66,7 +66,7 @@ const char* subtone_status_text(int32_t status) {
     case SUBTONE_MEMORY: return "out of memory";
     case SUBTONE_THREADS: return "the operating system starts no more threads; use fewer";
     case SUBTONE_FORKED: return "the engine was made before this process was forked; make it after";
-    case SUBTONE_RANGE: return "a number is not finite, an epsilon not above 0, a clip's ends do not ascend, or a shift is not 1 to 62";
+    case SUBTONE_RANGE: return "a number is not finite, an epsilon not above 0, a clip's ends do not ascend, or a shift or fraction_bits are out of range";
     default: return "a status this library does not have";
   }
 }

@@ -26,8 +26,15 @@ struct Scratch {
   Buffer<float> row;             // a product of one row
   Buffer<float> image, result;   // of one row of a convolution over an image
   Buffer<float> queries, keys;   // of attention, both for both kinds of scores
-  Buffer<float> scores;          // and values of attention: the only one that depends on the rows of a run
+  Buffer<float> scores;          // and values of attention; its size depends on the rows of a run, as that of
+};                               // `bytes` and `products` does for attention in integers
+
+// What attention in integers needs of `bytes` and `products` for blocks of queries that see `keys` rows, a multiple
+// of kDotLanes.
+struct AttentionSizes {
+  int64_t bytes, products;
 };
+AttentionSizes sizes_of(const PackedOp& op, int64_t keys);
 
 }  // namespace subtone
 
@@ -84,7 +91,11 @@ struct subtone_engine {
   void recur(const subtone::PackedWeight& weight, const float* gates, int64_t units, const float* hidden,
              const float* cell, float* new_hidden, float* new_cell, int worker, int workers);
   void multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker, float* to);
+  void recur_integers(const subtone::PackedOp& op, const int32_t* gates, int64_t units, const int32_t* hidden,
+                      const int32_t* cell, int32_t* new_hidden, int32_t* new_cell, int worker, int workers);
   void execute_integers(const subtone::PackedOp& op, int worker);
+  void execute_integer_attention(const subtone::PackedOp& op, int worker);
+  void execute_integer_sinusoids(const subtone::PackedOp& op, int worker);
   void execute_integer_product(const subtone::PackedOp& op, int worker);
   void execute_integer_depthwise(const subtone::PackedOp& op, int worker);
   void execute_integer_image(const subtone::PackedOp& op, int worker);
@@ -101,6 +112,7 @@ struct subtone_engine {
   float* fresh(int32_t value) const { return held(value) + (rows[value].first - rows[value].base) * width(value); }
   // The same items in an integer-only program.
   static int32_t* integers_of(float* items) { return reinterpret_cast<int32_t*>(items); }
+  static const int32_t* integers_of(const float* items) { return reinterpret_cast<const int32_t*>(items); }
   const int32_t* integers_at(int32_t value, int64_t row) const {
     return reinterpret_cast<const int32_t*>(at(value, row));
   }

@@ -194,6 +194,12 @@ void subtone_engine::execute_integers(const PackedOp& op, int worker) {
     case Kernel::kIntegerImage:
     case Kernel::kIntegerImageDepthwise:
       return execute_integer_image(op, worker);
+    case Kernel::kIntegerAttention:
+      return execute_integer_attention(op, worker);
+    case Kernel::kIntegerSinusoids:
+      return execute_integer_sinusoids(op, worker);
+    case Kernel::kIntegerLstm:
+      return execute_recurrence(op, worker);
     default:
       break;
   }
@@ -207,8 +213,26 @@ void subtone_engine::execute_integers(const PackedOp& op, int worker) {
   const int32_t* other = op.reads[1] < 0 ? nullptr : integers_at(op.reads[1], row);
   int32_t* to = integers_of(fresh(op.writes[0])) + part.first * size;
   const PackedIntegers& integers = op.integers;
-  if (op.kernel == Kernel::kIntegerAffine) return kernels.integer_affine(integers.affine, x, frames, size, to);
-  if (op.kernel == Kernel::kIntegerAdd) return kernels.integer_add(integers.pair, x, other, count, to);
-  if (op.kernel == Kernel::kIntegerTimes) return kernels.integer_times(integers.pair, x, other, count, to);
-  kernels.rescale(integers.pair, x, count, to);
+  switch (op.kernel) {
+    case Kernel::kIntegerAffine:
+      return kernels.integer_affine(integers.affine, x, frames, size, to);
+    case Kernel::kIntegerAdd:
+      return kernels.integer_add(integers.pair, x, other, count, to);
+    case Kernel::kIntegerTimes:
+      return kernels.integer_times(integers.pair, x, other, count, to);
+    case Kernel::kIntegerFunction:
+      return kernels.integer_function(integers.function, x, count, to);
+    case Kernel::kIntegerGlu:
+      return kernels.integer_glu(integers.function, x, frames, size, to);
+    case Kernel::kIntegerNorm:
+      return kernels.integer_norm(integers.norm, x, frames, size, to);
+    case Kernel::kIntegerEmbedding:
+      for (int64_t t = 0; t < frames; ++t, to += size) {
+        const int64_t index = x[t] < 0 ? 0 : x[t] < op.count ? x[t] : op.count - 1;
+        std::memcpy(to, integers.table.data() + index * size, static_cast<size_t>(size) * sizeof(int32_t));
+      }
+      return;
+    default:
+      return kernels.rescale(integers.pair, x, count, to);
+  }
 }

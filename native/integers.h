@@ -70,5 +70,57 @@ struct IntegerPair {
   int32_t left, right, shift, low, high;
 };
 
+// left * function(x), x in units of 2^-fraction_bits; then as Requantize. `function` of subtone_function.
+struct IntegerFunction {
+  int32_t function, fraction_bits;
+  IntegerPair finish;
+};
+
+// Rows normalized in units of 2^-22, times gain[n], then as Requantize with one shift for all.
+struct IntegerNorm {
+  const int32_t* gain;    // [padded output]
+  const int64_t* offset;  // the same; the rounding term included
+  int64_t epsilon;
+  int32_t shift, low, high;
+};
+
+// Attention; widths, limits and biases as in subtone.h. finish.left: of the sums of weighted values.
+struct IntegerAttention {
+  int64_t heads, depth, width;
+  int64_t left, right;  // -1: unlimited
+  int32_t content_multiplier, position_multiplier, score_shift;
+  const int32_t* content_bias;  // may be null, like position_bias
+  const int32_t* position_bias;
+  IntegerPair finish;
+
+  int64_t row_bytes() const { return (depth + 3) / 4 * 4; }
+};
+
+// The rows that one run of attention sees: `rows` so far; each pointer is of row `*_base`. offset: row of `positions`
+// for distance 0.
+struct IntegerAttentionRows {
+  const int32_t *query, *key, *value, *positions;
+  int64_t query_base, key_base, value_base, rows, offset;
+};
+
+constexpr int64_t kIntegerQueries = 256;  // rows of a block of queries, for which keys become bytes once
+constexpr int64_t kAtOnce = 4;            // of them that meet a key at once
+constexpr int64_t kDotLanes = 16;         // keys, or columns of a value, that share a panel
+constexpr int64_t kMorePlaces = kIntegerQueries + 2 * kDotLanes;  // of positions, beyond the keys of a block
+
+// Scratch of a block of queries that see `keys` rows, a multiple of kDotLanes, and meet `places` rows of positions.
+// Panels: [panel][quad of what is summed][16][4], as those of products.
+struct IntegerAttentionScratch {
+  int64_t keys, places;
+  uint8_t* queries;                      // [kIntegerQueries][row_bytes], level + 128
+  uint8_t* weights;                      // [kAtOnce][3][keys], the lowest byte of each first
+  uint8_t* row;                          // a row of levels as bytes: [row_bytes]
+  int8_t *key_panels, *position_panels;  // of row_bytes columns
+  int8_t* value_panels;                  // of `keys` columns
+  int32_t *key_start, *position_start;   // [keys], [places]: what the sums of each begin with
+  int32_t *scores, *of_positions;        // [kAtOnce][keys], [kAtOnce][places]
+  int32_t* sums;                         // [kAtOnce][3][depth up to a multiple of kDotLanes]
+};
+
 }  // namespace subtone
 #endif

@@ -1,8 +1,8 @@
 // What a kernel reads and writes: constants packed once at load, one layout for all instruction sets.
 //
 // Letters as in subtone.h: frames t, inputs k, outputs n, groups g. Files that are compiled for one
-// instruction set include nothing but this header, integers.h, the loops of rowwise.h, attention.h and functions.h (all
-// in a namespace that no other file sees) and <immintrin.h>: an inline function of the standard
+// instruction set include nothing but this header, integers.h, the loops of rowwise.h, attention.h, functions.h and of
+// integer_*.h (all in a namespace that no other file sees) and <immintrin.h>: an inline function of the standard
 // library compiled there could be the copy the linker keeps for every other machine.
 #ifndef SUBTONE_KERNELS_H
 #define SUBTONE_KERNELS_H
@@ -104,7 +104,8 @@ struct AttentionScratch {
 // narrow: int32 levels -> bytes. integer_sums: of the bytes of each frame and group. integer_multiply: bytes of `frames`
 // frames times the panels of `panels`; sums null without a correction. integer_depthwise: as depthwise; `quads`: scratch
 // of rows(kDepthwiseBlock) * 64 bytes. integer_image_depthwise: one row of an image, as image_depthwise.
-// integer_transpose: as transpose. Others: see subtone.h.
+// integer_transpose: as transpose. integer_attend: as attend. integer_cell_step: as cell_step, `limit` the largest level
+// of a hidden state. Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.inc"

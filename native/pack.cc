@@ -64,24 +64,16 @@ int32_t pack_recurrent(const subtone_weight& weight, int64_t gates, const float*
 }
 
 int32_t pack_attention(const subtone_op& op, const int64_t* widths, PackedOp* packed) {
-  const int64_t width = widths[op.output];
-  for (int32_t value : packed->reads)
-    if (value >= 0 && widths[value] != width) return SUBTONE_SIZE;
-  if (op.heads < 1 || width % op.heads || !is_size(op.left, -1) || !is_size(op.right, -1)) return SUBTONE_SIZE;
-  const bool has_table = op.fourth < 0 && op.position_rows != 0, has_positions = op.fourth >= 0 || has_table;
-  if (op.position_rows < 0 || op.position_rows > 2 * SUBTONE_MAX_FRAMES) return SUBTONE_SIZE;
-  if (has_positions && (op.left < 0) != (op.right < 0)) return SUBTONE_SIZE;
-  if (has_table && op.left >= 0 && op.position_rows != op.left + op.right + 1) return SUBTONE_SIZE;
-  if (has_table && !op.positions) return SUBTONE_NULL;
+  const int32_t status = pack_window(op, widths, op.positions, packed);
+  if (status != SUBTONE_OK) return status;
   packed->kernel = Kernel::kAttention;
-  packed->position_rows = has_table ? op.position_rows : 0;
-  if (has_table) packed->table = padded_copy(op.positions, 0.0f, op.position_rows * width, op.position_rows * width);
+  const int64_t width = widths[op.output], size = packed->position_rows * width;
+  if (size) packed->table = padded_copy(op.positions, 0.0f, size, size);
   if (op.content_bias) packed->bias = padded_copy(op.content_bias, 0.0f, width, width);
   if (op.position_bias) packed->position_bias = padded_copy(op.position_bias, 0.0f, width, width);
-  const int64_t depth = width / op.heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(depth));
-  packed->attention = {op.heads, depth, width, op.left, op.right, scale, packed->bias.data(),
-                       packed->position_bias.data()};
+  packed->attention.scale = 1.0f / std::sqrt(static_cast<float>(packed->attention.depth));
+  packed->attention.content_bias = packed->bias.data();
+  packed->attention.position_bias = packed->position_bias.data();
   return SUBTONE_OK;
 }
 
@@ -107,6 +99,26 @@ int32_t pack_taps(const subtone_op& op, PackedOp* packed) {
   const bool fits = is_size(op.kernel, 1) && is_size(op.stride, 1) && is_size(op.dilation, 1) &&
                     is_size(op.padding, 0) && is_size(op.padding_behind, 0);
   return fits ? SUBTONE_OK : SUBTONE_SIZE;
+}
+
+int32_t pack_window(const subtone_op& op, const int64_t* widths, const void* positions, PackedOp* packed) {
+  const int64_t width = widths[op.output];
+  for (int32_t value : packed->reads)
+    if (value >= 0 && widths[value] != width) return SUBTONE_SIZE;
+  if (op.heads < 1 || width % op.heads || !is_size(op.left, -1) || !is_size(op.right, -1)) return SUBTONE_SIZE;
+  const bool has_table = op.fourth < 0 && op.position_rows != 0, has_positions = op.fourth >= 0 || has_table;
+  if (op.position_rows < 0 || op.position_rows > 2 * SUBTONE_MAX_FRAMES) return SUBTONE_SIZE;
+  if (has_positions && (op.left < 0) != (op.right < 0)) return SUBTONE_SIZE;
+  if (has_table && op.left >= 0 && op.position_rows != op.left + op.right + 1) return SUBTONE_SIZE;
+  if (has_table && !positions) return SUBTONE_NULL;
+  packed->position_rows = has_table ? op.position_rows : 0;
+  Attention& attention = packed->attention;
+  attention.heads = op.heads;
+  attention.depth = width / op.heads;
+  attention.width = width;
+  attention.left = op.left;
+  attention.right = op.right;
+  return SUBTONE_OK;
 }
 
 int32_t pack_image(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed) {
@@ -139,6 +151,7 @@ int64_t PackedOp::end(const int64_t* rows, bool is_last) const {
     case Kernel::kStack:
       return rows[0] / count;
     case Kernel::kSinusoids:
+    case Kernel::kIntegerSinusoids:
       return is_last && rows[0] ? 2 * rows[0] - 1 : 0;
     case Kernel::kChannelNorm:
       return is_last ? rows[0] : 0;
@@ -148,7 +161,7 @@ int64_t PackedOp::end(const int64_t* rows, bool is_last) const {
   int64_t least = rows[0];
   for (int which = 1; which < 3; ++which)  // all but an attention's positions
     if (reads[which] >= 0 && rows[which] < least) least = rows[which];
-  if (kernel != Kernel::kAttention || is_last) return least;
+  if (!is_attention() || is_last) return least;
   return attention.right < 0 || least < attention.right ? 0 : least - attention.right;
 }
 
@@ -159,8 +172,10 @@ int64_t PackedOp::first_needed(int which, int64_t row) const {
       return row * count;
     case Kernel::kChannelNorm:
     case Kernel::kSinusoids:
+    case Kernel::kIntegerSinusoids:
       return 0;
     case Kernel::kAttention:
+    case Kernel::kIntegerAttention:
       if (which == 0) return row;
       return which == 3 || attention.left < 0 ? 0 : row - attention.left;
     default:
@@ -182,16 +197,18 @@ int32_t pack_values(const subtone_op& op, PackedOp* packed) {
       count = 3;
       break;
     case SUBTONE_ATTENTION:
+    case SUBTONE_INTEGER_ATTENTION:
       count = op.fourth < 0 ? 3 : 4;
       break;
     default:
-      if (op.kind < SUBTONE_CONV1D || op.kind > SUBTONE_INTEGER_AFFINE) return SUBTONE_VALUE;
+      if (op.kind < SUBTONE_CONV1D || op.kind > SUBTONE_INTEGER_LSTM) return SUBTONE_VALUE;
   }
   const int32_t reads[kMaxReads] = {op.input, op.other, op.third, op.fourth};
   for (int which = 0; which < kMaxReads; ++which) packed->reads[which] = which < count ? reads[which] : -1;
   for (int which = 0; which < count; ++which)
     if (reads[which] < 0) return SUBTONE_VALUE;
-  const bool has_cell = op.kind == SUBTONE_LSTM || op.kind == SUBTONE_SWITCHED_LSTM;
+  const bool has_cell =
+      op.kind == SUBTONE_LSTM || op.kind == SUBTONE_SWITCHED_LSTM || op.kind == SUBTONE_INTEGER_LSTM;
   packed->writes[0] = op.output;
   packed->writes[1] = has_cell ? op.cell : -1;
   return op.output < 0 || (has_cell && (op.cell < 0 || op.cell == op.output)) ? SUBTONE_VALUE : SUBTONE_OK;

@@ -46,7 +46,8 @@ enum class Kernel {  // integer-only: from kIntegerProduct on
   kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
   kFunction, kGlu, kLayerNorm, kChannelNorm, kConcat, kColumns, kEmbedding, kAttention, kSinusoids, kLstm,
   kSwitchedLstm, kIntegerProduct, kIntegerDepthwise, kIntegerImage, kIntegerImageDepthwise, kIntegerAdd,
-  kIntegerTimes, kRescale, kIntegerAffine
+  kIntegerTimes, kRescale, kIntegerAffine, kIntegerFunction, kIntegerGlu, kIntegerNorm, kIntegerEmbedding,
+  kIntegerAttention, kIntegerSinusoids, kIntegerLstm
 };
 
 // A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped
@@ -63,15 +64,20 @@ struct PackedWeight {
   int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
 };
 
-// The same of an integer-only op: a product for each group of a convolution, or one that is depthwise; an affine or pair.
+// The same of an integer-only op: a product for each group of a convolution, or one that is depthwise; or another op.
 struct PackedIntegers {
   std::vector<IntegerProduct> products;
   IntegerDepthwise depthwise;
   IntegerImageDepthwise image_depthwise;
   IntegerAffine affine;
   IntegerPair pair;
+  IntegerFunction function;  // of a GLU, its sigmoid; of an LSTM, its fraction_bits
+  IntegerNorm norm;
+  IntegerAttention attention;
   Buffer<int8_t> panels;
   Buffer<int32_t> start, multiplier, shift;
+  Buffer<int32_t> table;  // of an embedding or of positions; of sinusoids the rotation
+  Buffer<int32_t> content_bias, position_bias;
   Buffer<int64_t> correction, offset, places;
 
   int64_t panels_of_product() const { return (products[0].outputs + kPanel - 1) / kPanel; }
@@ -104,7 +110,7 @@ struct PackedOp {
   PackedWeight small;       // kSwitchedLstm
   PackedIntegers integers;  // kInteger..., kRescale
   Finish finish;            // kAffine, norms
-  Attention attention;      // kAttention
+  Attention attention;      // kAttention; of kIntegerAttention its window and widths
   int64_t position_rows;    // of the table; 0: none
   Buffer<float> gain, bias, table, position_bias, zeros;
   Buffer<double> rotation;  // kSinusoids
@@ -118,7 +124,10 @@ struct PackedOp {
     return kernel == Kernel::kIntegerImage || kernel == Kernel::kIntegerImageDepthwise;
   }
   bool is_integer() const { return kernel >= Kernel::kIntegerProduct; }
-  bool is_recurrent() const { return kernel == Kernel::kLstm || kernel == Kernel::kSwitchedLstm; }
+  bool is_recurrent() const {
+    return kernel == Kernel::kLstm || kernel == Kernel::kSwitchedLstm || kernel == Kernel::kIntegerLstm;
+  }
+  bool is_attention() const { return kernel == Kernel::kAttention || kernel == Kernel::kIntegerAttention; }
   // Rows of its results that exist once the values it reads have rows[0 .. 3] rows.
   int64_t end(const int64_t* rows, bool is_last) const;
   // The first row of its read `which` that results from `row` on depend on.
@@ -143,8 +152,23 @@ int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>&
 // The rows that a convolution's op names; of one over an image also its features, for values of these widths.
 int32_t pack_taps(const subtone_op& op, PackedOp* packed);
 int32_t pack_image(const subtone_op& op, int64_t width, int64_t width_out, PackedOp* packed);
-// pack() for the ops of integer-only programs (pack_integers.cc).
+// Heads, widths, limits and rows of positions of an attention; SUBTONE_NULL for a table that `positions` is not.
+int32_t pack_window(const subtone_op& op, const int64_t* widths, const void* positions, PackedOp* packed);
+// pack() for the ops of integer-only programs (pack_integers.cc), and for those of them that are no product, sum or
+// affine (pack_integer_sequences.cc).
 int32_t pack_integers(const subtone_op& op, const int64_t* widths, PackedOp* packed);
+int32_t pack_integer_sequences(const subtone_op& op, const int64_t* widths, PackedOp* packed);
+// An integer product for each of `parts` groups of rows; op.weight.rows of them in all.
+int32_t pack_products(const subtone_op& op, int64_t parts, int64_t panel_width, PackedIntegers* packed);
+
+inline bool is_shift(int32_t shift) { return shift >= 1 && shift <= SUBTONE_MAX_SHIFT; }
+inline int64_t wrapped_product(int64_t left, int64_t right) {
+  return static_cast<int64_t>(static_cast<uint64_t>(left) * static_cast<uint64_t>(right));
+}
+inline int64_t wrapped_sum(int64_t left, int64_t right) {
+  return static_cast<int64_t>(static_cast<uint64_t>(left) + static_cast<uint64_t>(right));
+}
+
 // `values` (source, or null for all `absent`), followed by zeros up to `padded`.
 Buffer<float> padded_copy(const float* values, float absent, int64_t count, int64_t padded);
 

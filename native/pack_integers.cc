@@ -1,20 +1,11 @@
-// The ops of an integer-only program in the layout of integers.h. No floating-point number here either.
+// Products, sums and affines of an integer-only program in the layout of integers.h. No floating-point number here
+// either.
 #include "pack.h"
 
 namespace subtone {
 namespace {
 
 constexpr int64_t kMaxDepthwiseRows = 1 << 14;  // of bytes in one block: 1 MiB
-
-bool is_shift(int32_t shift) { return shift >= 1 && shift <= SUBTONE_MAX_SHIFT; }
-
-int64_t wrapped_product(int64_t left, int64_t right) {
-  return static_cast<int64_t>(static_cast<uint64_t>(left) * static_cast<uint64_t>(right));
-}
-
-int64_t wrapped_sum(int64_t left, int64_t right) {
-  return static_cast<int64_t>(static_cast<uint64_t>(left) + static_cast<uint64_t>(right));
-}
 
 // Shifts of `count` outputs in parts that are padded by themselves, and `offset` with their rounding terms.
 int32_t pack_requantize(const subtone_integers& from, int64_t count, int64_t parts, PackedIntegers* packed,
@@ -79,7 +70,8 @@ void pack_row(const subtone_op& op, const IntegerProduct& product, int64_t row, 
   if (from.offset) offset[n] = wrapped_sum(offset[n], from.offset[row]);
 }
 
-// A product for each of `parts` groups of rows; op.weight.rows of them in all.
+}  // namespace
+
 int32_t pack_products(const subtone_op& op, int64_t parts, int64_t panel_width, PackedIntegers* packed) {
   IntegerProduct product = {};
   int32_t status = check_product(op, &product);
@@ -110,6 +102,8 @@ int32_t pack_products(const subtone_op& op, int64_t parts, int64_t panel_width, 
   }
   return SUBTONE_OK;
 }
+
+namespace {
 
 int32_t pack_integer_conv1d(const subtone_op& op, int64_t inputs, int64_t outputs, PackedOp* packed) {
   const int32_t status = pack_taps(op, packed);
@@ -188,7 +182,7 @@ int32_t pack_integers(const subtone_op& op, const int64_t* widths, PackedOp* pac
       if (op.kind != SUBTONE_RESCALE && widths[op.other] != inputs) return SUBTONE_SIZE;
       return inputs == outputs ? SUBTONE_OK : SUBTONE_SIZE;
     default:
-      return SUBTONE_VALUE;
+      return pack_integer_sequences(op, widths, packed);
   }
 }
 

@@ -37,6 +37,7 @@ void grow_for_integers(const PackedOp& op, Scratch* part) {
   const int64_t frames = is_depthwise ? op.image.features_out : block_frames(product);
   if (!is_depthwise) grow(&part->bytes, frames * product.row_bytes());
   if (product.correction) grow(&part->sums, frames * product.groups);
+  if (op.kernel == Kernel::kIntegerLstm) grow(&part->products, product.outputs);
   if (!op.is_integer_image()) return;
   grow(&part->image_levels, op.image.padded_features * op.image.channels * op.taps.kernel);
   grow(&part->products, frames * product.outputs);
@@ -81,7 +82,7 @@ int32_t subtone_engine::append(const subtone_op& op) {
     subtone::grow_for_integers(*packed, &part);
     if (packed->kernel == Kernel::kMultiply)
       subtone::grow_for_product(weight.product, subtone::block_frames(weight.product), &part);
-    if (packed->is_recurrent()) {
+    if (packed->is_recurrent() && !packed->is_integer()) {
       if (weight.is_integer) subtone::grow_for_product(weight.product, 1, &part);
       if (packed->small.is_integer) subtone::grow_for_product(packed->small.product, 1, &part);
       subtone::grow(&part.row, weight.outputs());
@@ -159,7 +160,7 @@ bool subtone_engine::has_what_it_needs(const PackedOp& op, const subtone_rows* v
     const int64_t needed = op.first_needed(which, result.first);
     if (value_rows[op.reads[which]].base > (needed < 0 ? 0 : needed)) return false;
   }
-  if (op.kernel != Kernel::kAttention) return true;
+  if (!op.is_attention()) return true;
   int64_t seen = value_rows[op.reads[0]].end;
   for (int which = 1; which < 3; ++which)
     if (value_rows[op.reads[which]].end < seen) seen = value_rows[op.reads[which]].end;
@@ -192,9 +193,17 @@ int32_t subtone_engine::check(const subtone_rows* value_rows, int64_t state_size
 
 void subtone_engine::prepare(const subtone_rows* value_rows) {
   for (const auto& op : ops) {
-    if (op->kernel != Kernel::kAttention) continue;
-    for (subtone::Scratch& part : scratch)
-      subtone::grow(&part.scores, (subtone::kQueries + op->attention.depth) * score_stride(*op, value_rows));
+    if (!op->is_attention()) continue;
+    const int64_t stride = score_stride(*op, value_rows);
+    for (subtone::Scratch& part : scratch) {
+      if (op->kernel == Kernel::kAttention) {
+        subtone::grow(&part.scores, (subtone::kQueries + op->attention.depth) * stride);
+        continue;
+      }
+      const subtone::AttentionSizes sizes = subtone::sizes_of(*op, stride);
+      subtone::grow(&part.bytes, sizes.bytes);
+      subtone::grow(&part.products, sizes.products);
+    }
   }
 }
 

@@ -177,6 +177,10 @@ void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns,
 #include "rowwise.h"
 #include "attention.h"
 #include "scalar_integers.h"
+#include "scalar_numbers.h"
+#include "integer_functions.h"
+#include "integer_rowwise.h"
+#include "integer_attention.h"
 
 }  // namespace
 

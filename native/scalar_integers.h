@@ -146,3 +146,22 @@ void integer_times(const IntegerPair& pair, const int32_t* x, const int32_t* oth
 void rescale(const IntegerPair& pair, const int32_t* x, int64_t count, int32_t* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = requantized(pair, wrapped_product(pair.left, x[i]));
 }
+
+// `start` null: from 0.
+void byte_dots(const uint8_t* rows, int64_t row_bytes, int64_t num_rows, const int8_t* panels, int64_t panel_bytes,
+               int64_t quads, int64_t num_panels, const int32_t* start, int32_t* y, int64_t y_stride) {
+  for (int64_t r = 0; r < num_rows; ++r, rows += row_bytes, y += y_stride)
+    for (int64_t panel = 0; panel < num_panels; ++panel) {
+      uint32_t sums[kDotLanes];
+      for (int64_t j = 0; j < kDotLanes; ++j)
+        sums[j] = start ? static_cast<uint32_t>(start[panel * kDotLanes + j]) : 0;
+      const int8_t* weights = panels + panel * panel_bytes;
+      for (int64_t quad = 0; quad < quads; ++quad, weights += 4 * kDotLanes) {
+        const uint8_t* x = rows + 4 * quad;
+        for (int64_t j = 0; j < kDotLanes; ++j)
+          sums[j] += static_cast<uint32_t>(weights[4 * j] * x[0] + weights[4 * j + 1] * x[1] +
+                                           weights[4 * j + 2] * x[2] + weights[4 * j + 3] * x[3]);
+      }
+      for (int64_t j = 0; j < kDotLanes; ++j) y[panel * kDotLanes + j] = static_cast<int32_t>(sums[j]);
+    }
+}

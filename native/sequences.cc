@@ -12,7 +12,8 @@ using subtone::Span;
 
 int64_t subtone_engine::score_stride(const PackedOp& op, const subtone_rows* value_rows) const {
   const subtone::Attention& attention = op.attention;
-  const int64_t keys = value_rows[op.reads[1]].end, block = attention.left + attention.right + subtone::kQueries;
+  const int64_t queries = op.kernel == subtone::Kernel::kAttention ? subtone::kQueries : subtone::kIntegerQueries;
+  const int64_t keys = value_rows[op.reads[1]].end, block = attention.left + attention.right + queries;
   const bool is_limited = attention.left >= 0 && attention.right >= 0;
   return subtone::round_up(is_limited && block < keys ? block : keys, kLanes);
 }
@@ -101,7 +102,9 @@ void subtone_engine::execute_recurrence(const PackedOp& op, int worker) {
   const int32_t output_value = op.writes[0], cell_value = op.writes[1];
   const subtone_rows& its = rows[output_value];
   const int64_t units = width(output_value);
-  const int64_t bytes = 4 * units * units * (op.weight.is_integer ? 1 : static_cast<int64_t>(sizeof(float)));
+  const bool is_integer = op.is_integer();
+  const int64_t item = is_integer || op.weight.is_integer ? 1 : static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = 4 * units * units * item;
   const int64_t wanted = 1 + bytes / kBytesOfWorker;
   const int workers = wanted < pool.workers() ? static_cast<int>(wanted) : pool.workers();
   if (workers == 1 && worker > 0) return;  // the others wait behind this op
@@ -118,7 +121,11 @@ void subtone_engine::execute_recurrence(const PackedOp& op, int worker) {
   const float* small_gates = is_switched ? at(op.reads[1], its.first) : nullptr;
   const float* gate = is_switched ? at(op.reads[2], its.first) : nullptr;
   for (int64_t row = its.first; row < its.end; ++row) {
-    if (!is_switched || *gate > 0.0f) {
+    if (is_integer) {
+      if (worker < workers)
+        recur_integers(op, integers_of(gates), units, integers_of(hidden), integers_of(cell), integers_of(new_hidden),
+                       integers_of(new_cell), worker, workers);
+    } else if (!is_switched || *gate > 0.0f) {
       if (worker < workers)
         recur(op.weight, gates, units, hidden, cell, new_hidden, new_cell, worker, workers);
     } else {

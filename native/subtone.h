@@ -1,7 +1,7 @@
 /* The contract of the native run time: a plain C ABI, no Python, no torch, no JSON.
  *
  * A program is a list of ops over float32 matrices (rows, width), rows contiguous. docs/numerics.md
- * defines every operation and src/subtone/runtime/{ops,sequence_ops,integer_ops,products,functions}.py execute that
+ * defines every operation and src/subtone/runtime/{ops,sequence_ops,products,functions,integer_*,fixed_point*}.py execute that
  * definition; this library gives the same bits. With r() one rounding to float32 (nearest, ties to even)
  * and sums taken in the order in which they are written:
  *
@@ -55,6 +55,20 @@
  *   integer multiply:  y = clip(left_multiplier * (x * other)), the inner product in int32
  *   rescale:           y = clip(left_multiplier * x)
  *   integer affine:    y = clip(multiplier[n] * x + offset[n]) with shifts[n]
+ *   integer function:  y = clip(left_multiplier * f(x)), x in units of 2^-fraction_bits and f in the steps of
+ *                      fixed_point.py; of silu and gelu the product of x and a sigmoid in units of 2^-15, not rounded
+ *   integer glu:       y = clip(left_multiplier * (x[n] * sigmoid(x[n + width / 2])))
+ *   integer layer_norm:  y = clip(normalize(x[t,:], epsilon) * multiplier[n] + offset[n]), normalize of fixed_point_rows.py
+ *   integer embedding: i = x[t,0] clipped to 0 .. rows - 1;
+ *                      y = clip(multiplier[i,g] * L[i,n] + correction[i,g]) with shifts[i]
+ *   integer attention: score = (content_multiplier * ((q + content_bias) . k) + position_multiplier * ((q + position_bias)
+ *                      . p) + 2^(score_shift-1)) >> score_shift, within int32, both products in int32, in units of 2^-16;
+ *                      with w its softmax_weights of fixed_point_rows.py over the rows seen (2^-22),
+ *                      y = clip(left_multiplier * sum_s w_s v_s), the sum in int32; all four int8
+ *   integer sinusoids: as sinusoids of fixed_point_rows.py, within low .. high
+ *   integer lstm:      gates = x * 2^(16 - fraction_bits) + clip(W h) of an integer product, within int32;
+ *                      c = (sigmoid(f) c + 2 (sigmoid(i) tanh(g)) + 2^14) >> 15, within int32;
+ *                      h = (high (sigmoid(o) tanh(c)) + 2^29) >> 30, within -high .. high
  * A program that could overflow, or x beyond int8 (uint8) where a product reads it, gives unspecified numbers
  * (all sums wrap), never anything else.
  *
@@ -70,13 +84,15 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 4 /* raised with every change of this header */
+#define SUBTONE_ABI 5 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
 #define SUBTONE_MAX_INTEGER_INPUTS 65535        /* 128 * 127 * 65535 < 2^30 */
 #define SUBTONE_MAX_COLUMNS 131071              /* of an integer-only product: 128 * 128 * 131071 < 2^31 */
 #define SUBTONE_MAX_SHIFT 62
+#define SUBTONE_MAX_FRACTION_BITS 16
+#define SUBTONE_MAX_NORM_COLUMNS 32768          /* of an integer norm: sums of squares of 16 bits within 2^62 */
 
 #ifdef __cplusplus
 extern "C" {
@@ -92,7 +108,8 @@ typedef enum {
   SUBTONE_MEMORY = 6,  /* out of memory */
   SUBTONE_THREADS = 7, /* the operating system starts no more threads */
   SUBTONE_FORKED = 8,  /* the engine was made before this process was forked */
-  SUBTONE_RANGE = 9    /* a number is not finite, an epsilon not above 0, a clip's ends do not ascend, a shift not 1 to 62 */
+  SUBTONE_RANGE = 9    /* a number is not finite, an epsilon not above 0, a clip's ends do not ascend, a shift not 1 to 62,
+                      * fraction_bits not 0 to 16 */
 } subtone_status;
 
 typedef enum {
@@ -121,7 +138,14 @@ typedef enum {
   SUBTONE_INTEGER_ADD = 22,
   SUBTONE_INTEGER_MULTIPLY = 23,
   SUBTONE_RESCALE = 24,
-  SUBTONE_INTEGER_AFFINE = 25
+  SUBTONE_INTEGER_AFFINE = 25,
+  SUBTONE_INTEGER_FUNCTION = 26,
+  SUBTONE_INTEGER_GLU = 27,
+  SUBTONE_INTEGER_LAYER_NORM = 28,
+  SUBTONE_INTEGER_EMBEDDING = 29,
+  SUBTONE_INTEGER_ATTENTION = 30,
+  SUBTONE_INTEGER_SINUSOIDS = 31,
+  SUBTONE_INTEGER_LSTM = 32
 } subtone_kind;
 
 typedef enum {
@@ -149,13 +173,20 @@ typedef struct {
 /* What the ops of an integer-only program have; read during subtone_append only. */
 typedef struct {
   int32_t low, high; /* of every result */
-  int32_t left_multiplier, right_multiplier, shift; /* add; multiply and rescale: the left one */
+  int32_t left_multiplier, right_multiplier, shift; /* add; of others with one multiplier: the left one */
   int32_t is_signed;         /* products: x is int8, else uint8 */
-  int64_t groups;            /* products: columns of multiplier and correction; divides `columns` of the weight */
-  const int32_t* multiplier; /* products: (rows, groups); affine: (width) */
+  int32_t fraction_bits;     /* functions, glu, lstm: 0 to 16 */
+  int32_t content_multiplier, position_multiplier, score_shift; /* attention */
+  int64_t groups;            /* products, embedding: columns of multiplier and correction; divides those of the weight */
+  int64_t epsilon;           /* layer_norm */
+  const int32_t* multiplier; /* products, embedding: (rows, groups); affine, layer_norm: (width) */
   const int64_t* correction; /* (rows, groups); may be null */
-  const int64_t* offset;     /* (rows); may be null but in affine */
-  const int32_t* shifts;     /* products: (rows); affine: (width) */
+  const int64_t* offset;     /* (rows); layer_norm, affine: (width); may be null but in affine */
+  const int32_t* shifts;     /* products, embedding: (rows); affine: (width) */
+  const int32_t* content_bias;  /* attention: (width); may be null, like position_bias */
+  const int32_t* position_bias;
+  const int32_t* positions;     /* (position_rows, width) */
+  const int32_t* rotation;      /* sinusoids: (width / 2, 2), sine and cosine in units of 2^-30 */
 } subtone_integers;
 
 /* One op. Fields that its kind does not use are 0, values -1. Pointers are read during subtone_append only. */

@@ -198,8 +198,13 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 #include "avx512_convolutions.h"
 #include "avx512_integers.h"
 #include "avx512_integer_convolutions.h"
+#include "avx512_integer_attention.h"
+#include "avx512_numbers.h"
 #include "rowwise.h"
 #include "attention.h"
+#include "integer_functions.h"
+#include "integer_rowwise.h"
+#include "integer_attention.h"
 
 }  // namespace
 

@@ -17,6 +17,7 @@ KIND = {kind.__name__: code for kind, code in native.KIND_CODES.items()}
 RELU = KIND["Relu"]
 INTEGER = {"weight.activation_bits": 8}
 PRODUCT = {"kind": KIND["IntegerConv1d"]}
+ATTEND = {"kind": KIND["IntegerAttention"], "other": 0, "third": 0}
 IMAGE = {"kind": KIND["IntegerConv2d"], "weight.columns": 1, "in_channels": 1, "weight.rows": 1}
 
 
@@ -31,6 +32,7 @@ class Caller:
         self.shifts = np.array([1, 2, 61, 62], np.int32)
         self.hostile = np.random.default_rng(0).integers(-(2**63), 2**63, 4096)
         self.lowest = np.full(4096, -(2**63))
+        self.many_shifts = np.tile(self.shifts, 1024)
         self.bad_shifts = np.array([1, 2, 3, 63], np.int32)
 
     def create(self, *, isa=b"scalar", threads=1, widths=(4, 4, 4), inputs=1, output=1):
@@ -67,7 +69,8 @@ class Caller:
         for field in native.INTEGER_POINTER_FIELDS:
             setattr(record.integers, field, ones_of_8_bytes)
         record.integers.shifts = native.address_of(self.shifts)
-        record.integers.groups = record.integers.shift = record.integers.high = 1
+        record.integers.groups = record.integers.high = 1
+        record.integers.shift = record.integers.score_shift = 1
         for field, value in fields.items():
             owner, _, name = field.rpartition(".")
             if isinstance(value, str):
@@ -123,7 +126,7 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"kind": 26}, VALUE),
+        ({"kind": 33}, VALUE),
         ({"kind": -1}, VALUE),
         ({"input": 3}, VALUE),
         ({"input": -1}, VALUE),
@@ -212,6 +215,26 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
         ({"kind": KIND["IntegerAffine"], "integers.offset": None}, NULL),
         ({"kind": KIND["IntegerAffine"], "integers.shifts": None}, NULL),
         ({"kind": KIND["IntegerAffine"], "integers.shifts": "bad_shifts"}, RANGE),
+        ({"kind": KIND["IntegerFunction"], "function": 6}, VALUE),
+        ({"kind": KIND["IntegerFunction"], "integers.fraction_bits": 17}, RANGE),
+        ({"kind": KIND["IntegerFunction"], "integers.fraction_bits": -1}, RANGE),
+        ({"kind": KIND["IntegerFunction"], "integers.shift": 63}, RANGE),
+        ({"kind": KIND["IntegerGlu"]}, SIZE),
+        ({"kind": KIND["IntegerLayerNorm"], "integers.multiplier": None}, NULL),
+        ({"kind": KIND["IntegerLayerNorm"], "integers.shift": 0}, RANGE),
+        ({"kind": KIND["IntegerLayerNorm"], "integers.epsilon": -1}, RANGE),
+        ({"kind": KIND["IntegerEmbedding"]}, SIZE),
+        ({**ATTEND, "other": -1}, VALUE),
+        ({**ATTEND, "fourth": 2}, VALUE),
+        ({**ATTEND, "heads": 3}, SIZE),
+        ({**ATTEND, "left": -2}, SIZE),
+        ({**ATTEND, "left": 1, "right": 1, "position_rows": 4}, SIZE),
+        ({**ATTEND, "position_rows": 3, "integers.positions": None}, NULL),
+        ({**ATTEND, "integers.score_shift": 0}, RANGE),
+        ({**ATTEND, "integers.shift": 63}, RANGE),
+        ({"kind": KIND["IntegerSinusoids"], "integers.rotation": None}, NULL),
+        ({"kind": KIND["IntegerLstm"]}, VALUE),
+        ({"kind": KIND["IntegerLstm"], "cell": 2}, SIZE),
     ],
 )  # fmt: skip
 def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller, fields, status):
@@ -238,6 +261,28 @@ def test_widths_that_do_not_fit_an_op_are_refused(caller):
         assert caller.append(handle, **switched, **{"weight.rows": 16, "small_weight.rows": 16}) == SIZE
     with caller.engine(widths=(4, 3)) as handle:
         assert caller.append(handle, kind=KIND["Sinusoids"]) == SIZE
+        assert caller.append(handle, kind=KIND["IntegerSinusoids"]) == SIZE
+    with caller.engine(widths=(2**15 + 1, 2**15 + 1)) as handle:
+        assert caller.append(handle, kind=KIND["IntegerLayerNorm"]) == SIZE
+    with caller.engine(widths=(1, 4)) as handle:
+        embedding = {"kind": KIND["IntegerEmbedding"]}
+        for field, value, status in (
+            ("weight.rows", 0, SIZE), ("weight.rows", 2**24 + 1, SIZE), ("weight.columns", 3, SIZE),
+            ("integers.groups", 3, SIZE), ("integers.groups", 0, SIZE), ("integers.shifts", "bad_shifts", RANGE),
+            ("integers.shifts", None, NULL), ("integers.multiplier", None, NULL), ("weight.codes", None, NULL),
+        ):  # fmt: skip
+            assert caller.append(handle, **embedding, **{field: value}) == status
+        assert caller.append(handle, **embedding) == 0
+    with caller.engine(widths=(16, 4, 4)) as handle:
+        gates = {"kind": KIND["IntegerLstm"], "cell": 2, "weight.rows": 16}
+        gates |= {"integers.low": -1, "integers.shifts": "many_shifts"}
+        for field, value, status in (
+            ("weight.columns", 3, SIZE), ("integers.groups", 3, SIZE), ("integers.low", -2, RANGE),
+            ("integers.high", 128, RANGE), ("integers.fraction_bits", 17, RANGE), ("weight.codes", None, NULL),
+            ("integers.shifts", None, NULL), ("integers.multiplier", None, NULL), ("integers.shifts", "codes", RANGE),
+        ):  # fmt: skip
+            assert caller.append(handle, **{**gates, field: value}) == status
+        assert caller.append(handle, **gates) == 0
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -258,14 +303,41 @@ def test_integers_that_no_bounds_hold_harm_nothing(caller, isa, numbers, is_sign
         {"kind": KIND["IntegerMultiply"], "other": 0},
         {"kind": KIND["Rescale"]},
         {"kind": KIND["IntegerAffine"]},
+        *({"kind": KIND["IntegerFunction"], "function": code} for code in range(6)),
+        {"kind": KIND["IntegerLayerNorm"], "integers.epsilon": 2**63 - 1},
+        {**ATTEND, "heads": 2},
+        {**ATTEND, "left": 2, "right": 0, "position_rows": 3, "integers.score_shift": 62},
+        {"kind": KIND["IntegerSinusoids"]},
     )
+    factors = ("content_multiplier", "position_multiplier")
+    given |= {f"integers.{name}": -(2**31) for name in factors}
+    given |= {f"integers.{name}": numbers for name in native.INTEGER_POINTER_FIELDS[-4:]}
     for kind in kinds:
         for shift in (1, 31, 32, 62):
             with caller.engine(isa=isa.encode(), threads=2) as handle:
                 more = {"weight.rows": 1} if kind["kind"] == KIND["IntegerConv2d"] else {}
                 assert caller.append(handle, **{**given, **kind, **more, "integers.shift": shift}) == 0
                 behind = 4 if kind.get("padding_behind") else 2
+                behind += kind["kind"] == KIND["IntegerSinusoids"]
                 assert caller.run(handle, 2, behind, 0) == 0
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("numbers", ["hostile", "lowest"])
+def test_integers_that_no_bounds_hold_harm_no_embedding_glu_or_recurrence(caller, isa, numbers):
+    given = {f"integers.{name}": numbers for name in ("multiplier", "correction", "offset")}
+    wide = {"integers.low": -(2**31), "integers.high": 2**31 - 1, "integers.left_multiplier": -(2**31)}
+    with caller.engine(isa=isa.encode(), widths=(1, 4)) as handle:
+        assert caller.append(handle, kind=KIND["IntegerEmbedding"], **given, **wide) == 0
+        assert caller.run(handle, 9, 9) == 0
+    with caller.engine(isa=isa.encode(), widths=(8, 4)) as handle:
+        assert caller.append(handle, kind=KIND["IntegerGlu"], **wide, **{"integers.fraction_bits": 16}) == 0
+        assert caller.run(handle, 3, 3) == 0
+    with caller.engine(isa=isa.encode(), widths=(16, 4, 4)) as handle:
+        shape = {"kind": KIND["IntegerLstm"], "cell": 2, "weight.rows": 16, "integers.shifts": "many_shifts"}
+        assert caller.append(handle, **given, **shape, **{"integers.low": -127, "integers.high": 127}) == 0
+        assert caller.library.subtone_reserve(handle, 64) == 0
+        assert caller.run(handle, 3, 3, 3) == 0
 
 
 def test_a_weight_too_large_for_any_memory_is_refused(caller):
@@ -304,9 +376,11 @@ def test_a_plan_that_does_not_fit_is_refused(caller, rows):
         assert caller.run(handle, 2, 2, 2) == 0
 
 
-def test_a_recurrence_that_goes_on_needs_its_last_row(caller):
+@pytest.mark.parametrize("kind", ["Lstm", "IntegerLstm"])
+def test_a_recurrence_that_goes_on_needs_its_last_row(caller, kind):
+    own = {"Lstm": {}, "IntegerLstm": {"integers.low": -1, "integers.shifts": "many_shifts"}}[kind]
     with caller.engine(widths=(16, 4, 4)) as handle:
-        assert caller.append(handle, kind=KIND["Lstm"], cell=2, **{"weight.rows": 16}) == 0
+        assert caller.append(handle, kind=KIND[kind], cell=2, **own, **{"weight.rows": 16}) == 0
         assert caller.library.subtone_reserve(handle, 128) == 0
         x = (2, 2, 3, 3, -1)
         assert caller.run(handle, x, (2, 2, 3, 3, 0), (2, 2, 3, 3, 64)) == PLAN
@@ -320,6 +394,12 @@ def test_attention_needs_the_rows_that_it_sees_and_their_positions(caller):
     fields = {"kind": KIND["Attention"], "other": 0, "third": 0, "heads": 2, "left": 2, "right": 0}
     with caller.engine(widths=(4, 4)) as handle:
         assert caller.append(handle, **fields, position_rows=3) == 0
+        assert caller.library.subtone_reserve(handle, 256) == 0
+        assert caller.run(handle, (4, 5, 6, 6, 0), (5, 5, 6, 6, -1), sizes=(4, 0)) == PLAN
+        assert caller.run(handle, (3, 5, 6, 6, 0), (5, 5, 6, 6, -1), sizes=(8, 0)) == 0
+    with caller.engine(widths=(4, 4)) as handle:  # the same in integers
+        integer = {**fields, "kind": KIND["IntegerAttention"]}
+        assert caller.append(handle, **integer, position_rows=3) == 0
         assert caller.library.subtone_reserve(handle, 256) == 0
         assert caller.run(handle, (4, 5, 6, 6, 0), (5, 5, 6, 6, -1), sizes=(4, 0)) == PLAN
         assert caller.run(handle, (3, 5, 6, 6, 0), (5, 5, 6, 6, -1), sizes=(8, 0)) == 0

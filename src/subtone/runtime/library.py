@@ -37,15 +37,23 @@ from subtone.program import (
     Glu,
     IntegerAdd,
     IntegerAffine,
+    IntegerAttention,
     IntegerConv1d,
     IntegerConv2d,
+    IntegerEmbedding,
+    IntegerFunction,
+    IntegerGlu,
+    IntegerLayerNorm,
+    IntegerLstm,
     IntegerMultiply,
     IntegerOperation,
     IntegerProduct,
+    IntegerSinusoids,
     IntegerWeight,
     LayerNorm,
     Lstm,
     Multiply,
+    OfLevels,
     Op,
     Relu,
     Rescale,
@@ -59,14 +67,15 @@ from subtone.program import (
 from subtone.qtensor import QTensor
 from subtone.runtime.sequence_ops import rotation
 
-ABI = 4
+ABI = 5
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
 _KINDS: tuple[type, ...] = (
     *(Conv1d, Affine, Add, Relu, Clip, Conv2d, Stack, Multiply, Scale, Function, Glu, LayerNorm, Concat),
     *(Columns, Embedding, Attention, ChannelNorm, Lstm, SwitchedLstm, Sinusoids),
-    *(IntegerConv1d, IntegerConv2d, IntegerAdd, IntegerMultiply, Rescale, IntegerAffine),
+    *(IntegerConv1d, IntegerConv2d, IntegerAdd, IntegerMultiply, Rescale, IntegerAffine, IntegerFunction),
+    *(IntegerGlu, IntegerLayerNorm, IntegerEmbedding, IntegerAttention, IntegerSinusoids, IntegerLstm),
 )
 KIND_CODES: dict[type, int] = {kind: code for code, kind in enumerate(_KINDS)}
 
@@ -85,7 +94,11 @@ class WeightRecord(ctypes.Structure):
     )
 
 
-INTEGER_POINTER_FIELDS = ("multiplier", "correction", "offset", "shifts")
+INTEGER_NUMBER_FIELDS = ("fraction_bits", "content_multiplier", "position_multiplier", "score_shift")
+INTEGER_POINTER_FIELDS = (
+    *("multiplier", "correction", "offset", "shifts"),
+    *("content_bias", "position_bias", "positions", "rotation"),
+)
 
 
 class IntegersRecord(ctypes.Structure):
@@ -93,7 +106,8 @@ class IntegersRecord(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("low", "high", "left_multiplier", "right_multiplier", "shift")),
-        *(("is_signed", ctypes.c_int32), ("groups", ctypes.c_int64)),
+        *((name, ctypes.c_int32) for name in ("is_signed", *INTEGER_NUMBER_FIELDS)),
+        *((name, ctypes.c_int64) for name in ("groups", "epsilon")),
         *((name, _Address) for name in INTEGER_POINTER_FIELDS),
     )
 
@@ -220,7 +234,8 @@ def op_record(
         if name in value_index:
             setattr(record, field, value_index[name])
         elif name:  # a table, which only attention reads
-            arrays["positions"] = _floats(vector_of(constants, name))
+            read = integers_of if isinstance(op, IntegerOperation) else _floats_of
+            arrays["positions"] = np.require(read(constants, name), None, ["C", "A"])
             record.position_rows = len(arrays["positions"])
     for field in ("output", "cell"):
         if name := getattr(op, field, ""):
@@ -233,8 +248,8 @@ def op_record(
             setattr(record, f"{field}_behind", getattr(op, field))
     _set_numbers(record, op)
     if isinstance(op, IntegerOperation):
-        held = _set_integers(record.integers, op, constants, bounds)
-        if isinstance(op, IntegerProduct):
+        held = _set_integers(record.integers, op, constants, bounds, arrays)
+        if isinstance(op, OfLevels):
             held += _set_weight(record.weight, constants[op.weight], 0)
         return record, held
     for field in ("gain", "bias", "small_bias", "content_bias", "position_bias"):
@@ -268,23 +283,29 @@ def _set_numbers(record: OpRecord, op: Op) -> None:
 
 
 def _set_integers(
-    record: IntegersRecord, op: IntegerOperation, constants: Constants, bounds: Mapping[str, Bounds]
+    record: IntegersRecord,
+    op: IntegerOperation,
+    constants: Constants,
+    bounds: Mapping[str, Bounds],
+    arrays: dict[str, NDArray],
 ) -> list[NDArray]:
-    """Fills `record`; gives the arrays that it points into."""
+    """Fills `record`; gives the arrays that it points into, `arrays` among them."""
     record.low, record.high = op.low, op.high
-    arrays: dict[str, NDArray] = {}
     for field in op.ROLES:
         if field != "weight" and (name := getattr(op, field)):
             array = integers_of(constants, name)
             arrays["shifts" if field == "shift" else field] = np.require(array, array.dtype, ["C", "A"])
-    if isinstance(op, IntegerProduct):
-        record.is_signed = bounds[getattr(op, op.VALUES[0])].low < 0
+    if isinstance(op, IntegerProduct):  # an LSTM's multiplies its hidden state, which is signed
+        record.is_signed = isinstance(op, IntegerLstm) or bounds[getattr(op, op.VALUES[0])].low < 0
+    if isinstance(op, OfLevels):
         record.groups = arrays["multiplier"].shape[1]
-    elif isinstance(op, IntegerAdd):
+    if isinstance(op, IntegerAdd):
         record.left_multiplier, record.right_multiplier = op.left_multiplier, op.right_multiplier
-        record.shift = op.shift
-    elif isinstance(op, IntegerMultiply | Rescale):
-        record.left_multiplier, record.shift = op.multiplier, op.shift
+    elif isinstance(op, IntegerMultiply | Rescale | IntegerFunction | IntegerGlu | IntegerAttention):
+        record.left_multiplier = op.multiplier
+    for field in ("shift", "epsilon", *INTEGER_NUMBER_FIELDS):
+        if isinstance(number := getattr(op, field, None), int):  # `shift` of a product is a constant
+            setattr(record, field, number)
     for field, array in arrays.items():
         setattr(record, field, address_of(array))
     return list(arrays.values())
@@ -329,6 +350,10 @@ def _table_of_levels(weight: QTensor | IntegerWeight) -> NDArray[np.int8]:
     else:
         levels[: 2**weight.bits] = np.arange(2**weight.bits) - weight.code_offset
     return levels
+
+
+def _floats_of(constants: Constants, name: str) -> NDArray[np.float32]:
+    return _floats(vector_of(constants, name))
 
 
 def _floats(array: NDArray) -> NDArray[np.float32]:

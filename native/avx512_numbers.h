@@ -1,0 +1,68 @@
+// Eight 64-bit numbers at a time: what integer_functions.h is written in. scalar_numbers.h says what each means.
+//
+// Included inside the namespace of x86_avx512.cc, after avx512_vectors.h.
+
+struct Numbers {
+  ints value;
+};
+
+constexpr int64_t kNumbers = 8;
+
+SUBTONE_INLINE __mmask8 first_of(int64_t count) {
+  return count >= kNumbers ? 0xFF : static_cast<__mmask8>((1u << (count > 0 ? count : 0)) - 1);
+}
+
+SUBTONE_INLINE Numbers all(int64_t value) { return {_mm512_set1_epi64(value)}; }
+
+// `count` of them, 0 in the place of those behind.
+SUBTONE_INLINE Numbers load_numbers(const int32_t* from, int64_t count) {
+  return {_mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(first_of(count), from))};
+}
+SUBTONE_INLINE Numbers load_wide(const int64_t* from, int64_t count) {
+  return {_mm512_maskz_loadu_epi64(first_of(count), from)};
+}
+// The lower 32, or 8, bits of `count` of them.
+SUBTONE_INLINE void store_numbers(Numbers x, int64_t count, int32_t* to) {
+  _mm512_mask_cvtepi64_storeu_epi32(to, first_of(count), x.value);
+}
+SUBTONE_INLINE void store_bytes(Numbers x, int64_t count, uint8_t* to) {
+  _mm512_mask_cvtepi64_storeu_epi8(to, first_of(count), x.value);
+}
+SUBTONE_INLINE int64_t sum_of(Numbers x) { return _mm512_reduce_add_epi64(x.value); }
+SUBTONE_INLINE int64_t highest_of(Numbers x) { return _mm512_reduce_max_epi64(x.value); }
+
+SUBTONE_INLINE Numbers operator+(Numbers x, Numbers y) { return {_mm512_add_epi64(x.value, y.value)}; }
+SUBTONE_INLINE Numbers operator-(Numbers x, Numbers y) { return {_mm512_sub_epi64(x.value, y.value)}; }
+SUBTONE_INLINE Numbers operator&(Numbers x, Numbers y) { return {_mm512_and_si512(x.value, y.value)}; }
+SUBTONE_INLINE Numbers operator>>(Numbers x, int32_t bits) {
+  return {_mm512_sra_epi64(x.value, _mm_cvtsi32_si128(bits))};
+}
+SUBTONE_INLINE Numbers operator>>(Numbers x, Numbers bits) { return {_mm512_srav_epi64(x.value, bits.value)}; }
+SUBTONE_INLINE Numbers operator<<(Numbers x, int32_t bits) {
+  return {_mm512_sll_epi64(x.value, _mm_cvtsi32_si128(bits))};
+}
+SUBTONE_INLINE Numbers lower(Numbers x, Numbers y) { return {_mm512_min_epi64(x.value, y.value)}; }
+SUBTONE_INLINE Numbers higher(Numbers x, Numbers y) { return {_mm512_max_epi64(x.value, y.value)}; }
+SUBTONE_INLINE Numbers where_negative(Numbers x, Numbers then, Numbers otherwise) {
+  const __mmask8 is_negative = _mm512_cmplt_epi64_mask(x.value, _mm512_setzero_si512());
+  return {_mm512_mask_blend_epi64(is_negative, otherwise.value, then.value)};
+}
+
+SUBTONE_INLINE Numbers product(Numbers x, Numbers y) { return {_mm512_mul_epi32(x.value, y.value)}; }
+SUBTONE_INLINE Numbers unsigned_product(Numbers x, Numbers y) { return {_mm512_mul_epu32(x.value, y.value)}; }
+
+// By Newton's rule: from a line that is within 1/17 of 2^46 / y, two steps give it within 1.2e-5, so that the
+// quotient is at most one away, which its remainder tells.
+SUBTONE_INLINE Numbers quotient(Numbers x, Numbers y) {
+  constexpr int64_t kStart = 1515870810, kSlope = 7710;  // 24 / 17 of 2^30, 8 / 17 of 2^14
+  const Numbers one = all(INT64_C(1) << 46);
+  Numbers inverse = all(kStart) - unsigned_product(y, all(kSlope));
+  for (int step = 0; step < 2; ++step) {
+    const Numbers rest = (one - unsigned_product(inverse, y)) >> 16;  // in units of 2^-30
+    inverse = inverse + (product(rest, inverse) >> 30);
+  }
+  const Numbers estimate = {_mm512_srli_epi64(unsigned_product(x, inverse).value, 46)};
+  const Numbers rest = x - unsigned_product(estimate, y);
+  const Numbers above = where_negative(y - rest - all(1), all(1), all(0));
+  return estimate + above + where_negative(rest, all(-1), all(0));
+}
