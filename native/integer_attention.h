@@ -66,7 +66,7 @@ void weigh_row(int64_t highest, int64_t count, int32_t* scores, uint8_t* weights
   const Numbers top = all(highest);
   Numbers sum = all(0);
   for (int64_t s = 0; s < count; s += kNumbers) {
-    const Numbers value = exponential_of(load_numbers(scores + s, count - s) - top, kFractionBits);
+    const Numbers value = decayed(lower(top - load_numbers(scores + s, count - s), all(kFarthest << kFractionBits)));
     store_numbers(value, count - s, scores + s);
   }
   for (int64_t s = 0; s < count; s += kNumbers) sum = sum + load_numbers(scores + s, count - s);
