@@ -23,10 +23,13 @@ SUBTONE_INLINE Numbers load_wide(const int64_t* from, int64_t count) {
 }
 // The lower 32, or 8, bits of `count` of them.
 SUBTONE_INLINE void store_numbers(Numbers x, int64_t count, int32_t* to) {
-  _mm512_mask_cvtepi64_storeu_epi32(to, first_of(count), x.value);
+  _mm256_mask_storeu_epi32(to, first_of(count), _mm512_cvtepi64_epi32(x.value));
 }
 SUBTONE_INLINE void store_bytes(Numbers x, int64_t count, uint8_t* to) {
-  _mm512_mask_cvtepi64_storeu_epi8(to, first_of(count), x.value);
+  _mm_mask_storeu_epi8(to, first_of(count), _mm512_cvtepi64_epi8(x.value));
+}
+SUBTONE_INLINE Numbers first_numbers(Numbers x, int64_t count) {
+  return {_mm512_maskz_mov_epi64(first_of(count), x.value)};
 }
 SUBTONE_INLINE int64_t sum_of(Numbers x) { return _mm512_reduce_add_epi64(x.value); }
 SUBTONE_INLINE int64_t highest_of(Numbers x) { return _mm512_reduce_max_epi64(x.value); }
