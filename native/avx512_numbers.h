@@ -23,10 +23,13 @@ SUBTONE_INLINE Numbers load_wide(const int64_t* from, int64_t count) {
 }
 // The lower 32, or 8, bits of `count` of them.
 SUBTONE_INLINE void store_numbers(Numbers x, int64_t count, int32_t* to) {
-  _mm512_mask_cvtepi64_storeu_epi32(to, first_of(count), x.value);
+  _mm256_mask_storeu_epi32(to, first_of(count), _mm512_cvtepi64_epi32(x.value));
 }
 SUBTONE_INLINE void store_bytes(Numbers x, int64_t count, uint8_t* to) {
-  _mm512_mask_cvtepi64_storeu_epi8(to, first_of(count), x.value);
+  _mm_mask_storeu_epi8(to, first_of(count), _mm512_cvtepi64_epi8(x.value));
+}
+SUBTONE_INLINE Numbers first_numbers(Numbers x, int64_t count) {
+  return {_mm512_maskz_mov_epi64(first_of(count), x.value)};
 }
 SUBTONE_INLINE int64_t sum_of(Numbers x) { return _mm512_reduce_add_epi64(x.value); }
 SUBTONE_INLINE int64_t highest_of(Numbers x) { return _mm512_reduce_max_epi64(x.value); }
@@ -51,8 +54,8 @@ SUBTONE_INLINE Numbers where_negative(Numbers x, Numbers then, Numbers otherwise
 SUBTONE_INLINE Numbers product(Numbers x, Numbers y) { return {_mm512_mul_epi32(x.value, y.value)}; }
 SUBTONE_INLINE Numbers unsigned_product(Numbers x, Numbers y) { return {_mm512_mul_epu32(x.value, y.value)}; }
 
-// By Newton's rule: from a line that is within 1/17 of 2^46 / y, two steps give it within 1.2e-5, so that the
-// quotient is at most one away, which its remainder tells.
+// By Newton's rule: from a line that is within 1/17 of 2^46 / y, two steps give it within 1.2e-5 and never more than
+// it is, so that the quotient is the one sought or one less, which its remainder tells.
 SUBTONE_INLINE Numbers quotient(Numbers x, Numbers y) {
   constexpr int64_t kStart = 1515870810, kSlope = 7710;  // 24 / 17 of 2^30, 8 / 17 of 2^14
   const Numbers one = all(INT64_C(1) << 46);
@@ -63,6 +66,6 @@ SUBTONE_INLINE Numbers quotient(Numbers x, Numbers y) {
   }
   const Numbers estimate = {_mm512_srli_epi64(unsigned_product(x, inverse).value, 46)};
   const Numbers rest = x - unsigned_product(estimate, y);
-  const Numbers above = where_negative(y - rest - all(1), all(1), all(0));
-  return estimate + above + where_negative(rest, all(-1), all(0));
+  const __mmask8 is_short = _mm512_cmpge_epi64_mask(rest.value, y.value);
+  return {_mm512_mask_add_epi64(estimate.value, is_short, estimate.value, _mm512_set1_epi64(1))};
 }

@@ -66,10 +66,10 @@ void weigh_row(int64_t highest, int64_t count, int32_t* scores, uint8_t* weights
   const Numbers top = all(highest);
   Numbers sum = all(0);
   for (int64_t s = 0; s < count; s += kNumbers) {
-    const Numbers value = exponential_of(load_numbers(scores + s, count - s) - top, kFractionBits);
+    const Numbers value = decayed(lower(top - load_numbers(scores + s, count - s), all(kFarthest << kFractionBits)));
     store_numbers(value, count - s, scores + s);
+    sum = sum + first_numbers(value, count - s);
   }
-  for (int64_t s = 0; s < count; s += kNumbers) sum = sum + load_numbers(scores + s, count - s);
   const Numbers factor = all((INT64_C(1) << 61) / sum_of(sum));  // the highest score adds 2^30
   for (int64_t s = 0; s < count; s += kNumbers) {
     const Numbers value = load_numbers(scores + s, count - s);

@@ -17,34 +17,43 @@ inline Numbers within(Numbers x, int64_t low, int64_t high) { return lower(highe
 
 inline Numbers absolute(Numbers x) { return higher(x, all(0) - x); }
 
-// e^x of x <= 0 in units of 2^-30.
-inline Numbers exponential_of(Numbers x, int32_t fraction_bits) {
-  const int64_t farthest = kFarthest << fraction_bits;
-  const Numbers m = (all(0) - within(x, -farthest, 0)) << (kFractionBits - fraction_bits);
-  const Numbers t = product(m, all(kLog2E));
+// e^-x of x >= 0, in units of 2^-16 and at most 22, in units of 2^-30. Of `k + rs(p * r, 30)` the k joins the rounding
+// term, `(p + (1 << (z - 1))) >> z` is `((2 p >> z) + 1) >> 1`, which holds for z = 0 too.
+inline Numbers decayed(Numbers x) {
+  const Numbers t = product(x, all(kLog2E));
   const Numbers whole = t >> (kFractionBits + kUnitBits);
   const Numbers r = (t >> kFractionBits) & all(kOne - 1);
   Numbers power = all(kPowers[3]);
-  for (int degree = 2; degree >= 0; --degree) power = all(kPowers[degree]) + round_shift(product(power, r), kUnitBits);
-  power = all(kOne) + round_shift(product(power, r), kUnitBits);
-  const Numbers half = (all(INT64_C(1) << 62) >> (all(63) - whole));  // 2^whole / 2, cut to 0 for 2^0
-  return (power + half) >> whole;
+  for (int degree = 2; degree >= 0; --degree)
+    power = (product(power, r) + all(kPowers[degree] * kOne + kOne / 2)) >> kUnitBits;
+  power = (product(power, r) + all(kOne * kOne + kOne / 2)) >> kUnitBits;
+  return (((power + power) >> whole) + all(1)) >> 1;
 }
 
-inline Numbers one_plus_exponential(Numbers x, int32_t fraction_bits) {
-  return round_shift(all(kOne) + exponential_of(x, fraction_bits), kUnitBits - 16);
+// min(x, 22) in units of 2^-16.
+inline Numbers distance_of(Numbers x, int32_t fraction_bits) {
+  return lower(x, all(kFarthest << fraction_bits)) << (kFractionBits - fraction_bits);
+}
+
+// e^x of x <= 0 in units of 2^-30.
+inline Numbers exponential_of(Numbers x, int32_t fraction_bits) {
+  return decayed(distance_of(higher(all(0) - x, all(0)), fraction_bits));
+}
+
+// rs(2^30 + e^-x, 14).
+inline Numbers one_plus_decayed(Numbers x) {
+  return (decayed(x) + all(kOne + (1 << (kUnitBits - 17)))) >> (kUnitBits - 16);
 }
 
 inline Numbers sigmoid_of(Numbers x, int32_t fraction_bits) {
-  const Numbers below = one_plus_exponential(all(0) - absolute(x), fraction_bits);
+  const Numbers below = one_plus_decayed(distance_of(absolute(x), fraction_bits));
   const Numbers value = quotient(all(INT64_C(1) << (16 + kProbabilityBits)) + (below >> 1), below);
   return where_negative(x, all(INT64_C(1) << kProbabilityBits) - value, value);
 }
 
 inline Numbers tanh_of(Numbers x, int32_t fraction_bits) {
-  const int64_t farthest = kFarthest << fraction_bits;
-  const Numbers distance = lower(absolute(x), all(farthest));
-  const Numbers below = one_plus_exponential(all(0) - (distance << 1), fraction_bits);
+  const Numbers distance = absolute(x);
+  const Numbers below = one_plus_decayed(distance_of(distance + distance, fraction_bits));
   const Numbers value = quotient(((all(1 << 17) - below) << kProbabilityBits) + (below >> 1), below);
   return where_negative(x, all(0) - value, value);
 }

@@ -131,7 +131,7 @@ int32_t pack_integer_lstm(const subtone_op& op, const int64_t* widths, PackedOp*
   if (widths[op.input] != 4 * units || widths[op.cell] != units) return SUBTONE_SIZE;
   if (from.fraction_bits < 0 || from.fraction_bits > SUBTONE_MAX_FRACTION_BITS) return SUBTONE_RANGE;
   if (from.high < 1 || from.high > 127 || from.low != -from.high) return SUBTONE_RANGE;
-  packed->zeros = Buffer<float>(units);
+  packed->zeros = Buffer<float>(units);  // whose bits are those of an int32 of 0
   packed->integers.function.fraction_bits = from.fraction_bits;
   packed->integers.function.finish.high = from.high;
   return pack_recurrent_product(op, units, &packed->integers);

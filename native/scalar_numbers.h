@@ -14,6 +14,7 @@ inline Numbers load_numbers(const int32_t* from, int64_t) { return {*from}; }
 inline Numbers load_wide(const int64_t* from, int64_t) { return {*from}; }
 inline void store_numbers(Numbers x, int64_t, int32_t* to) { *to = static_cast<int32_t>(x.value); }
 inline void store_bytes(Numbers x, int64_t, uint8_t* to) { *to = static_cast<uint8_t>(x.value); }
+inline Numbers first_numbers(Numbers x, int64_t) { return x; }
 inline int64_t sum_of(Numbers x) { return x.value; }
 inline int64_t highest_of(Numbers x) { return x.value; }
 

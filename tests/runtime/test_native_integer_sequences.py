@@ -3,6 +3,9 @@ a stream gives what the NumPy definition gives, which test_integer_sequences.py 
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +58,16 @@ def test_streams_of_random_programs_are_equal_however_they_are_cut(isa, seed, cu
         output, state = engine.step(state, chunk, is_last=index == len(chunks) - 1)
         found.append(output)
     assert np.array_equal(np.concatenate(found), NumpyEngine(program, constants).run(x))
+
+
+def test_no_kernel_of_an_integer_only_program_has_a_floating_point_number():
+    native = Path(__file__).parents[2] / "native"
+    names = ("integer*.h", "scalar_integers.h", "*_numbers.h", "avx512_integer_*.h")
+    files = [path for name in names for path in native.glob(name)]
+    assert len(files) == 9
+    for path in files:
+        code = re.sub(r"//.*", "", path.read_text())
+        assert not re.search(r"\b(float|floats|double)\b|_p[sd]\(|\d\.\d*f", code), path.name
 
 
 # Edges -----------------------------------------------------------------------------------
