@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILT := CMakeLists.txt $(wildcard native/* recipes/*)
 
-.PHONY: install demo test fuzz bench sanitize lint format clean
+.PHONY: install demo test fuzz bench sanitize no-floats lint format clean
 
 install: $(VENV)/.subtone
 
@@ -47,6 +47,9 @@ runs/bench.subtone: | install
 
 sanitize: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" native/check_memory.sh
+
+no-floats: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" native/check_no_floats.sh
 
 lint: install
 	$(BIN)/ruff check .

@@ -8,18 +8,8 @@
 // Each score is a sum over a head's columns in ascending order, so keys are transposed (256 at a time) and a
 // vector holds the scores of 16 of them. Four queries go together, over all rows that one of them sees: a score
 // too many is never looked at, and a row that a query does not see meets the weight 0, which changes no bit of a
-// sum from +0. Included inside the namespace of one instruction set, after functions.h.
-
-// What a block of queries sees: query t of rows seen(t).
-struct Window {
-  int64_t left, right, rows;
-
-  int64_t lowest(int64_t t) const { return left < 0 || t < left ? 0 : t - left; }
-  int64_t highest(int64_t t) const { return right < 0 || t + right + 1 > rows ? rows : t + right + 1; }
-};
-
-inline int64_t least(int64_t left, int64_t right) { return left < right ? left : right; }
-inline int64_t most(int64_t left, int64_t right) { return left > right ? left : right; }
+// sum from +0. Included inside the namespace of one instruction set, after functions.h and
+// window.h.
 
 // The queries with each bias, in rows of their own.
 void bias_queries(const Attention& op, const AttentionRows& in, int64_t column, Span queries,

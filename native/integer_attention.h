@@ -7,7 +7,7 @@
 // rows unsigned, panels signed. A query is q + 128, of which each key's start takes 128 back and adds what the bias
 // gives, whatever its size; so keys become bytes once for a block of queries. A weight of 23 bits is three bytes, and
 // its products with values three sums, which 32 bits hold together: they wrap alike in every order. Included inside
-// the namespace of one instruction set, after attention.h and integer_rowwise.h.
+// the namespace of one instruction set, after window.h and integer_rowwise.h.
 
 constexpr int64_t kWeightBytes = 3;
 

@@ -108,7 +108,9 @@ struct AttentionScratch {
 // of a hidden state. Others: see subtone.h.
 struct Kernels {
 #define SUBTONE_KERNEL(name, arguments) void(*name) arguments;
+#define SUBTONE_INTEGER_KERNEL SUBTONE_KERNEL
 #include "kernels.inc"
+#undef SUBTONE_INTEGER_KERNEL
 #undef SUBTONE_KERNEL
 };
 

@@ -175,18 +175,21 @@ void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns,
 }
 
 #include "rowwise.h"
+#include "window.h"
 #include "attention.h"
-#include "scalar_integers.h"
-#include "scalar_numbers.h"
-#include "integer_functions.h"
-#include "integer_rowwise.h"
-#include "integer_attention.h"
 
 }  // namespace
 
+// In scalar_integers.cc.
+#define SUBTONE_INTEGER_KERNEL(name, arguments) void name arguments;
+#include "kernels.inc"
+#undef SUBTONE_INTEGER_KERNEL
+
 const Kernels kernels = {
 #define SUBTONE_KERNEL(name, arguments) name,
+#define SUBTONE_INTEGER_KERNEL SUBTONE_KERNEL
 #include "kernels.inc"
+#undef SUBTONE_INTEGER_KERNEL
 #undef SUBTONE_KERNEL
 };
 

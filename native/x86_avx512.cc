@@ -201,6 +201,7 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 #include "avx512_integer_attention.h"
 #include "avx512_numbers.h"
 #include "rowwise.h"
+#include "window.h"
 #include "attention.h"
 #include "integer_functions.h"
 #include "integer_rowwise.h"
@@ -210,7 +211,9 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 
 const Kernels kernels = {
 #define SUBTONE_KERNEL(name, arguments) name,
+#define SUBTONE_INTEGER_KERNEL SUBTONE_KERNEL
 #include "kernels.inc"
+#undef SUBTONE_INTEGER_KERNEL
 #undef SUBTONE_KERNEL
 };
 
