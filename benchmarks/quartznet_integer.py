@@ -51,15 +51,12 @@ ROWS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("W8A8, synthetic, min/max", {}, {"bits": 8}),
     ("W8A8, synthetic, compensated", MSE, {"bits": 8, "rounding": "compensated"}),
     ("W6A8, synthetic", MSE, {"bits": 6}),
-    ("W6A8, synthetic, compensated", MSE, {"bits": 6, "rounding": "compensated"}),
     ("W8A8, random", {"features": "random"}, {"bits": 8}),
     ("W6A8, random", {"features": "random"}, {"bits": 6}),
     ("W8A8, recordings", {"features": "recordings", **MSE}, {"bits": 8}),
-    ("W6A8, recordings", {"features": "recordings", **MSE}, {"bits": 6}),
 )
 ABLATIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("W8A8, synthetic, EMA", {"range": "ema"}, {"bits": 8}),
-    ("W8A8, synthetic, 99.99 %", {"range": "percentile", "percentile": 99.99}, {"bits": 8}),
     ("W8A8, synthetic, signed", {**MSE, "unsigned": False}, {"bits": 8}),
     ("W8A8, synthetic, 8-bit sums", {**MSE, "sum_bits": 8}, {"bits": 8}),
     (
@@ -117,13 +114,8 @@ def main() -> None:
 
 
 def recipe_of(label: str, integer: dict[str, Any], weights: dict[str, Any]) -> Recipe:
-    """Per channel, but for pointwise products in groups where there is a `group_size`."""
-    whole = {name: value for name, value in weights.items() if name != "group_size"}
-    rules: list[dict[str, Any]] = [whole]
-    if "group_size" in weights:
-        grouped = {"kinds": ["pointwise"], "granularity": "group", "group_size": weights["group_size"]}
-        rules.insert(0, {**grouped, **whole})
-    return Recipe.from_dict({"name": label, "method": "linear", "integer": integer, "rules": rules})
+    """One rule for all weights, per channel."""
+    return Recipe.from_dict({"name": label, "method": "linear", "integer": integer, "rules": [weights]})
 
 
 def measure(
