@@ -94,6 +94,7 @@ def readme_table() -> str:
             "",
             *tuned_rows([newest("quartznet_tuned")]),
             "",
+            *integer_summary(),
             f"Speed of the network, {race['threads']} threads, {race['utterances']} whole utterances, one process, {race['rounds']} rounds:",
             "",
             *race_rows(race),
@@ -104,6 +105,18 @@ def readme_table() -> str:
             "",
         ]
     )
+
+
+def integer_summary() -> list[str]:
+    """The README's lines on integers alone."""
+    words, speed = (oldest_first(kind)[-1:] for kind in ("quartznet_integer", "integer_speed"))
+    lines = [
+        "Calibrated without a recording and run in integers alone (docs/results.md has seeds, random and recorded calibration):",
+        "",
+        *(line for one in words for line in integer_tables.summary_rows(one)),
+        "",
+    ]
+    return (lines if words else []) + [line for one in speed for line in integer_tables.speed_summary(one)]
 
 
 def word_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
