@@ -18,10 +18,15 @@ void pack_rows(const int32_t* rows, int64_t stride, int64_t count, int64_t depth
                int8_t* panels, int32_t* start) {
   const int64_t quads = (depth + 3) / 4;
   for (int64_t s = 0; s < count; ++s, rows += stride) {
-    narrow(rows, depth, 0, row);
-    for (int64_t d = depth; d < 4 * quads; ++d) row[d] = 0;
+    narrow(rows, depth, 128, row);  // unsigned bytes alone: some narrow saturates
+    for (int64_t d = depth; d < 4 * quads; ++d) row[d] = 128;
     int8_t* to = panels + s / kDotLanes * quads * 4 * kDotLanes + s % kDotLanes * 4;
-    for (int64_t quad = 0; quad < quads; ++quad) __builtin_memcpy(to + quad * 4 * kDotLanes, row + 4 * quad, 4);
+    for (int64_t quad = 0; quad < quads; ++quad) {
+      uint32_t bytes;
+      __builtin_memcpy(&bytes, row + 4 * quad, sizeof bytes);
+      bytes ^= 0x80808080u;  // level + 128 as a signed level
+      __builtin_memcpy(to + quad * 4 * kDotLanes, &bytes, sizeof bytes);
+    }
     uint32_t sum = 0;
     for (int64_t d = 0; d < depth; ++d)
       sum += ((bias ? static_cast<uint32_t>(bias[d]) : 0u) - 128u) * static_cast<uint32_t>(rows[d]);

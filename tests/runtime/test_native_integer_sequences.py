@@ -160,9 +160,10 @@ def levels(rng: np.random.Generator, rows: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("left", "right"), [(-1, -1), (0, 0), (5, 0), (0, 300), (-1, 1), (2, -1), (40, 17)])
 def test_attention_is_equal_for_every_window_and_length(isa, left, right):
-    """Lengths on both sides of a panel of 16 keys and of a block of 256 queries; heads narrower than a quad of bytes."""
+    """Lengths on both sides of a panel of 16 keys and of a block of 256 queries; heads narrower than a quad of bytes, and as
+    wide as whole vectors of bytes and more."""
     rng = np.random.default_rng(3)
-    for depth, lengths in ((3, (1, 2, 15, 16, 17)), (20, (258, 300))):
+    for depth, lengths in ((3, (1, 2, 15, 16, 17)), (20, (258, 300)), (64, (5,)), (65, (18,)), (203, (4,))):
         op = attention(heads=2, left=left, right=right, shift=43, content_multiplier=2**30 // depth)
         program = program_of(op, width=2 * depth, width_out=2 * depth, door=BYTES)
         inputs = [levels(rng, rows, 2 * depth) for rows in lengths]
@@ -191,7 +192,7 @@ def with_positions(width: int, left: int, *, heads: int = 2) -> tuple[tuple[Op, 
 @pytest.mark.parametrize("left", [-1, 0, 3, 50])
 def test_attention_to_positions_is_equal_as_a_table_and_as_a_value(isa, left):
     rng = np.random.default_rng(5)
-    for width, lengths in ((2, (1, 2, 40)), (12, (16, 17, 33, 270))):
+    for width, lengths in ((2, (1, 2, 40)), (12, (16, 17, 33, 270)), (150, (20,))):
         ops, constants = with_positions(width, left)
         program = program_of(*ops, width=width, width_out=width, door=BYTES)
         inputs = [levels(rng, rows, width) for rows in lengths]
