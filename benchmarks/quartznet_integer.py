@@ -60,11 +60,6 @@ ABLATIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("W8A8, synthetic, signed", {**MSE, "unsigned": False}, {"bits": 8}),
     ("W8A8, synthetic, 8-bit sums", {**MSE, "sum_bits": 8}, {"bits": 8}),
     (
-        "W4A8, synthetic, compensated, groups of 64",
-        MSE,
-        {"bits": 4, "rounding": "compensated", "group_size": 64},
-    ),
-    (
         "W4A8, synthetic, compensated codebook",
         MSE,
         {"bits": 4, "rounding": "compensated", "grid": "codebook"},
