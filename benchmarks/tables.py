@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import integer_tables
+from loss_tables import loss_lines
 from markdown_rows import source_line as _source
 from markdown_rows import table as _table
 
@@ -267,6 +268,7 @@ def results_page() -> str:
             *zoo_lines(zoo),
             *stream_lines(streams),
             *drift_lines(drift),
+            *loss_lines(newest("rnnt_loss")),
             *integer_lines(),
             "## The demo",
             "",
