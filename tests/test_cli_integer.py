@@ -65,6 +65,15 @@ def test_a_network_becomes_integers_without_a_recording_and_is_proven_to_be(work
     assert recipe["integer"]["synthesis"]["iterations"] == 4
     assert recipe["integer"]["features"] == "synthetic"
     assert picture.read_bytes().startswith(b"\x89PNG")
+    with_a_recording = workplace / "real.png"
+    subtone(
+        "quantize", workplace / "float", workplace / "zero-shot.toml", "--out", workplace / "shown",
+        "--calibration", workplace, "--save-images", with_a_recording,
+    )  # fmt: skip
+    heights = [int.from_bytes(path.read_bytes()[20:24], "big") for path in (picture, with_a_recording)]
+    assert heights[1] > 1.2 * heights[0]  # a fourth spectrogram
+    codes = [load_checkpoint(workplace / name).quantization.ranges for name in ("q", "shown")]
+    assert codes[0] == codes[1]  # which calibrates nothing
     subtone("pack", out, file)
     inspected = json.loads(subtone("inspect", file, "--verify-integer", "--json").stdout)
     assert inspected["is_integer"]

@@ -71,6 +71,14 @@ def test_an_integer_only_transducer_streams_as_it_hears_the_whole(tmp_path: Path
         assert listener.finish() == packed.recognizer.hear(sound(seed))
 
 
+def test_a_model_that_was_not_calibrated_is_not_packed_as_floats() -> None:
+    checkpoint = quantize_checkpoint(checkpoint_of(random_network(TRANSDUCERS["lstm"])), RECIPE)
+    with pytest.raises(
+        ValueError, match=r"recipe r has \[integer\], and the model was not calibrated; use subtone"
+    ):
+        package(checkpoint, name="q")
+
+
 def test_a_cascade_is_refused() -> None:
     with pytest.raises(ValueError, match="a cascade of two passes has no integer-only form yet; remove"):
         made_of(checkpoint_of(random_network(CASCADED)))

@@ -73,6 +73,7 @@ def integer_program(
                 f"{where} is a {type(op).__name__}, which has no integer form; leave this model in float, or "
                 "replace the operation"
             )
+        making.module = op.source
         lowering(making, op, where)
     result = making.program()
     result.widths(making.made)
@@ -177,7 +178,7 @@ def lower_mover(making: Making, op: Stack | Columns, where: str) -> None:
 def lower_concat(making: Making, op: Concat, where: str) -> None:
     grid = making.grid_of(op.output, where)
     names = [
-        making.rescaled(name, f"{op.output}.{side}", 1.0, grid, where)
+        name if making.grids[name] == grid else making.rescaled(name, f"{op.output}.{side}", 1.0, grid, where)
         for side, name in (("left", op.left), ("right", op.right))
     ]
     making.add(dataclasses.replace(op, left=names[0], right=names[1]), grid)

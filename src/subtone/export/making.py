@@ -5,7 +5,7 @@ What a value's readers want of it decides its grid:
 * "narrow", products: levels of `activation_bits`, unsigned behind a ReLU. "signed", attention: never unsigned.
 * "fixed", functions: 16 bits in units of 2**-f, f at most 12, with room for twice what calibration saw. So a function's
   constants hold for every scale; what lies beyond calibration is where sigmoid and tanh have long ended.
-* "wide", sums and norms: 16 bits and room for four times what calibration saw. Residual sums are where integer
+* "wide", sums and norms: 16 bits and room for four times the range that calibration found. Residual sums are where integer
   networks lose their accuracy: a term of 8 bits would cost as much as one more rounding of every layer.
 * "index", embeddings: whole numbers as they are.
 * "logits", the output: 31 bits, as what is compared at the end must not be clipped or made equal.
@@ -121,6 +121,8 @@ class Making:
         self._writers = {name: op for op in program.ops for name in results_of(op)}
         self.widths = program.widths(constants)
         self._brought: dict[tuple[str, Want], str] = {}
+        self.module = ""
+        """The path of the module whose operation is being lowered."""
         self.scaled = scaled_products(program)
         for name in program.inputs:
             self.grids[name] = self._index_grid(name) or self.grid_of(name, f"the input {name}")
@@ -229,7 +231,7 @@ class Making:
         )
         op = Rescale(
             input=name, output=output, multiplier=multiplier, shift=shift, low=grid.low, high=grid.high,
-            source=source_of(where),
+            source=self.module,
         )  # fmt: skip
         self.add(op, grid)
         return output
@@ -254,11 +256,6 @@ FITS = {
     "wide": lambda grid: grid.magnitude <= FIXED_LIMIT,
 }
 """Whether a grid serves a reader who wants that."""
-
-
-def source_of(where: str) -> str:
-    """The module's path in "op 3 (encoder.0.conv)"."""
-    return where.partition("(")[2].rstrip(")")
 
 
 # What readers want -----------------------------------------------------------------------

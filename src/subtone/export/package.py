@@ -19,6 +19,7 @@ from subtone.speech.text import Tokenizer
 def package(checkpoint: Checkpoint, *, name: str) -> PackedModel:
     """What `write_packed` writes of `checkpoint`; `name` says where it came from."""
     quantization = checkpoint.quantization
+    _require_calibrated(quantization)
     is_integer = quantization is not None and bool(quantization.ranges)
     programs, constants = lower_to_integers(checkpoint) if is_integer else lower_checkpoint(checkpoint)
     return PackedModel(
@@ -60,6 +61,7 @@ def package_module(
             the module inside that it came from.
         ValueError: a layout that is none of these; a front end that gives another number of features.
     """
+    _require_calibrated(quantization)
     width = 1 if layout == SAMPLES else num_features or (front_end.num_features if front_end else 0)
     if front_end is not None and front_end.num_features != width:
         raise ValueError(
@@ -80,6 +82,15 @@ def package_module(
         recipe=dict(quantization.recipe) if quantization else {},
         provenance=_provenance(module, name),
     )
+
+
+def _require_calibrated(quantization: Quantization | None) -> None:
+    """ValueError where a recipe asks for integers alone and nothing has calibrated for them: the file would hold floats."""
+    if quantization is not None and "integer" in quantization.recipe and not quantization.ranges:
+        raise ValueError(
+            f"recipe {quantization.recipe.get('name', '?')} has [integer], and the model was not calibrated; use subtone "
+            "quantize, or subtone.export.static.calibrated, or remove [integer] from the recipe"
+        )
 
 
 def _provenance(network: nn.Module, name: str) -> dict:
