@@ -9,6 +9,7 @@ Granularity is the shape of `scale`, never a flag.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
@@ -21,36 +22,22 @@ FLOAT16_MAX = 65504.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class QTensor:
-    """A weight in 1 to 8 bits.
+class Codes(abc.ABC):
+    """What is stored of a weight in 1 to 8 bits, whatever a level is worth: of it are QTensor and IntegerWeight.
 
     Rows are output channels (or embedding rows); columns are the rest, flattened (taps, in).
 
     * `codes`: uint8 (out, columns), below `2**bits`; below `num_levels` with a codebook.
     * `shape`: the weight's own torch shape: (out, in), (out, in, width) or (out, in, height,
       width), never empty; its product is the number of codes, its first entry the number of rows.
-    * `scale`: real units per level; (1, 1) per tensor, (out, 1) per channel, both float32;
-      (out, groups) per group, float16. Finite. Negative where a negative BatchNorm multiplier
-      was folded in; 0 for a group of zeros.
-    * `zero_point`: the level that means real 0; (1, 1) or the shape of `scale`, the dtype of
-      `scale`, finite, not necessarily whole. With a codebook it is 0.
     * `codebook`: int8 (2**bits,), ascending, k of k/128, padded by repeating the last; or None.
     * `num_levels`: how many of the codebook's entries are meant; `2**bits` without one.
-    * Groups divide the input channels: a group lies along the inputs of one tap. A kernel with
-      one input channel (depthwise) has none.
 
     `validate()` checks this same list and runs on construction.
-
-    >>> weight = np.array([[-1.0, 0.0, 0.5, 1.0]], np.float32)
-    >>> grid = numerics.symmetric_grid(np.array([[1.0]]), bits=4)
-    >>> QTensor.on_grid(weight, grid, bits=4, is_symmetric=True).codes.tolist()
-    [[1, 8, 12, 15]]
     """
 
     codes: NDArray[np.uint8]
     shape: tuple[int, ...]
-    scale: NDArray[np.float32] | NDArray[np.float16]
-    zero_point: NDArray[np.float32] | NDArray[np.float16]
     bits: int
     codebook: NDArray[np.int8] | None = None
     num_levels: int = 0
@@ -59,6 +46,102 @@ class QTensor:
         if not self.num_levels:
             object.__setattr__(self, "num_levels", 2 ** numerics.check_bits(self.bits))
         self.validate()
+
+    @property
+    def num_rows(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the codes and all that decodes them take when packed, without padding."""
+        book = 0 if self.codebook is None else self.codebook.nbytes
+        return math.ceil(self.codes.size * self.bits / 8) + book
+
+    @property
+    def code_offset(self) -> int:
+        """What `levels()` subtracts from an affine code: `2**(bits-1)`; 0 with a codebook."""
+        return 0 if self.codebook is not None else 2 ** (self.bits - 1)
+
+    def levels(self) -> NDArray[np.int8]:
+        """int8 (out, columns): what the integer product multiplies.
+
+        Codebook levels as they are; affine codes less `2**(bits-1)`, so that 8 bits fit int8.
+        """
+        if self.codebook is not None:
+            return self.codebook[self.codes]
+        return (self.codes.astype(np.int16) - self.code_offset).astype(np.int8)
+
+    def validate(self) -> None:
+        """Raise ValueError at the first invariant of the class docstring that does not hold."""
+        numerics.check_bits(self.bits)
+        codes, book = self.codes, self.codebook
+        self._require(
+            codes.dtype == np.uint8 and codes.ndim == 2,
+            f"codes are {codes.dtype} {codes.shape}, not uint8 (out, columns)",
+        )
+        self._require(
+            2 <= len(self.shape) <= 4 and min(self.shape) >= 1,
+            f"shape={self.shape} is not (out, in), (out, in, width) or (out, in, height, width), each 1 or more",
+        )
+        self._require(
+            math.prod(self.shape) == codes.size, f"shape={self.shape} does not hold {codes.size} codes"
+        )
+        self._require(
+            self.shape[0] == codes.shape[0], f"shape={self.shape} does not have {codes.shape[0]} rows"
+        )
+        self._require(
+            1 <= self.num_levels <= 2**self.bits,
+            f"num_levels={self.num_levels} does not fit bits={self.bits}",
+        )
+        self._require(
+            int(codes.max()) < self.num_levels,
+            f"a code is {int(codes.max())}, beyond the {self.num_levels} levels",
+        )
+        if book is None:
+            self._require(self.num_levels == 2**self.bits, f"num_levels={self.num_levels} without a codebook")
+            return
+        self._require(
+            book.dtype == np.int8 and book.shape == (2**self.bits,),
+            f"codebook is {book.dtype} {book.shape}",
+        )
+        self._require(bool(np.all(book[1:] >= book[:-1])), "codebook does not ascend")
+        self._require(
+            bool(np.all(book[self.num_levels - 1 :] == book[-1])),
+            "codebook is not padded by its last level",
+        )
+
+    @classmethod
+    def _require(cls, holds: bool, complaint: str) -> None:
+        if not holds:
+            raise ValueError(f"not {'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__}: {complaint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class QTensor(Codes):
+    """A weight in 1 to 8 bits: its codes, and what a level is worth.
+
+    Beside those of `Codes`:
+
+    * `scale`: real units per level; (1, 1) per tensor, (out, 1) per channel, both float32;
+      (out, groups) per group, float16. Finite. Negative where a negative BatchNorm multiplier
+      was folded in; 0 for a group of zeros.
+    * `zero_point`: the level that means real 0; (1, 1) or the shape of `scale`, the dtype of
+      `scale`, finite, not necessarily whole. With a codebook it is 0.
+    * Groups divide the input channels: a group lies along the inputs of one tap. A kernel with
+      one input channel (depthwise) has none.
+
+    >>> weight = np.array([[-1.0, 0.0, 0.5, 1.0]], np.float32)
+    >>> grid = numerics.symmetric_grid(np.array([[1.0]]), bits=4)
+    >>> QTensor.on_grid(weight, grid, bits=4, is_symmetric=True).codes.tolist()
+    [[1, 8, 12, 15]]
+    """
+
+    scale: NDArray[np.float32] | NDArray[np.float16]
+    zero_point: NDArray[np.float32] | NDArray[np.float16]
 
     # Construction ------------------------------------------------------------------------
 
@@ -96,14 +179,6 @@ class QTensor:
     # Facts -------------------------------------------------------------------------------
 
     @property
-    def num_rows(self) -> int:
-        return self.codes.shape[0]
-
-    @property
-    def num_columns(self) -> int:
-        return self.codes.shape[1]
-
-    @property
     def group_size(self) -> int | None:
         """Consecutive columns that share a scale; None per tensor and per channel."""
         groups = self.scale.shape[1]
@@ -125,25 +200,9 @@ class QTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the codes and all that decodes them take when packed, without padding."""
-        book = 0 if self.codebook is None else self.codebook.nbytes
-        return math.ceil(self.codes.size * self.bits / 8) + self.scale.nbytes + self.zero_point.nbytes + book
+        return super().num_bytes + self.scale.nbytes + self.zero_point.nbytes
 
     # Values ------------------------------------------------------------------------------
-
-    def levels(self) -> NDArray[np.int8]:
-        """int8 (out, columns): what the integer product multiplies.
-
-        Codebook levels as they are; affine codes less `2**(bits-1)`, so that 8 bits fit int8.
-        """
-        if self.codebook is not None:
-            return self.codebook[self.codes]
-        return (self.codes.astype(np.int16) - self.code_offset).astype(np.int8)
-
-    @property
-    def code_offset(self) -> int:
-        """What `levels()` subtracts from an affine code: `2**(bits-1)`; 0 with a codebook."""
-        return 0 if self.codebook is not None else 2 ** (self.bits - 1)
 
     def level_zero_point(self) -> NDArray[np.float32]:
         """`zero_point` in the units of `levels()`, float32, in the shape of `zero_point`."""
@@ -159,75 +218,40 @@ class QTensor:
 
     def validate(self) -> None:
         """Raise ValueError at the first invariant of the class docstring that does not hold."""
-        numerics.check_bits(self.bits)
-        codes, scale, zero_point = self.codes, self.scale, self.zero_point
-        _require(
-            codes.dtype == np.uint8 and codes.ndim == 2,
-            f"codes are {codes.dtype} {codes.shape}, not uint8 (out, columns)",
-        )
-        _require(
-            2 <= len(self.shape) <= 4 and min(self.shape) >= 1,
-            f"shape={self.shape} is not (out, in), (out, in, width) or (out, in, height, width), each 1 or more",
-        )
-        _require(math.prod(self.shape) == codes.size, f"shape={self.shape} does not hold {codes.size} codes")
-        _require(self.shape[0] == codes.shape[0], f"shape={self.shape} does not have {codes.shape[0]} rows")
-        _require(
-            scale.ndim == 2 and scale.shape[0] in (1, codes.shape[0]) and scale.shape[1] >= 1,
+        super().validate()
+        scale, zero_point = self.scale, self.zero_point
+        self._require(
+            scale.ndim == 2 and scale.shape[0] in (1, self.num_rows) and scale.shape[1] >= 1,
             f"scale has shape {scale.shape}",
         )
         groups = scale.shape[1]
         if groups > 1:
-            _require(
-                scale.shape[0] == codes.shape[0],
+            self._require(
+                scale.shape[0] == self.num_rows,
                 f"scale of shape {scale.shape} has groups but not one row a channel",
             )
-            _require(
+            self._require(
                 self.shape[1] > 1, f"a kernel with one input has one scale a channel, not {groups} groups"
             )
-            _require(
+            self._require(
                 self.num_columns % groups == 0, f"{groups} groups do not divide {self.num_columns} columns"
             )
             check_group_size(self.shape, self.num_columns // groups)
         stored = np.float16 if groups > 1 else np.float32
-        _require(scale.dtype == stored, f"scale is {scale.dtype}, stored as {np.dtype(stored)}")
-        _require(
+        self._require(scale.dtype == stored, f"scale is {scale.dtype}, stored as {np.dtype(stored)}")
+        self._require(
             zero_point.dtype == stored, f"zero_point is {zero_point.dtype}, stored as {np.dtype(stored)}"
         )
-        _require(
+        self._require(
             zero_point.shape in ((1, 1), scale.shape),
             f"zero_point of shape {zero_point.shape} does not fit scale {scale.shape}",
         )
-        _require(bool(np.isfinite(scale).all()), "scale is not finite")
-        _require(bool(np.isfinite(zero_point).all()), "zero_point is not finite")
-        _require(
-            1 <= self.num_levels <= 2**self.bits,
-            f"num_levels={self.num_levels} does not fit bits={self.bits}",
+        self._require(bool(np.isfinite(scale).all()), "scale is not finite")
+        self._require(bool(np.isfinite(zero_point).all()), "zero_point is not finite")
+        self._require(
+            self.codebook is None or (groups == 1 and not np.any(zero_point)),
+            "a codebook has one scale per tensor or channel and zero_point 0",
         )
-        _require(
-            int(codes.max()) < self.num_levels,
-            f"a code is {int(codes.max())}, beyond the {self.num_levels} levels",
-        )
-        if self.codebook is None:
-            _require(self.num_levels == 2**self.bits, f"num_levels={self.num_levels} without a codebook")
-        else:
-            check_codebook(self.codebook, self.bits, self.num_levels, kind="a QTensor")
-            _require(
-                groups == 1 and not np.any(zero_point),
-                "a codebook has one scale per tensor or channel and zero_point 0",
-            )
-
-
-def check_codebook(codebook: NDArray, bits: int, num_levels: int, *, kind: str) -> None:
-    """ValueError unless `codebook` is int8 (2**bits,), ascending, its last level repeated behind `num_levels`."""
-    complaint = ""
-    if codebook.dtype != np.int8 or codebook.shape != (2**bits,):
-        complaint = f"codebook is {codebook.dtype} {codebook.shape}"
-    elif not np.all(codebook[1:] >= codebook[:-1]):
-        complaint = "codebook does not ascend"
-    elif not np.all(codebook[num_levels - 1 :] == codebook[-1]):
-        complaint = "codebook is not padded by its last level"
-    if complaint:
-        raise ValueError(f"not {kind}: {complaint}")
 
 
 def flatten_weight(weight: NDArray) -> NDArray:
@@ -278,8 +302,3 @@ def spread_columns(values: NDArray, columns: int) -> NDArray:
     """(rows, groups) repeated along the columns each group covers: (rows, 1) or (rows, columns)."""
     groups = values.shape[1]
     return values if groups == 1 else np.repeat(values, columns // groups, axis=1)
-
-
-def _require(holds: bool, complaint: str) -> None:
-    if not holds:
-        raise ValueError(f"not a QTensor: {complaint}")
