@@ -1,6 +1,6 @@
 // Vectors of 16 floats, loops over arrays of them that stay in registers, and what ends a product.
 //
-// Included inside the namespace of x86_avx512.cc, like the three files beside it.
+// Included inside the namespace of x86_avx512.cc, like the files beside it, and of x86_packed.h.
 
 using floats = __m512;
 using ints = __m512i;
@@ -41,4 +41,10 @@ SUBTONE_INLINE floats finished(const Finish& finish, int64_t n, floats value) {
   value = _mm512_add_ps(value, _mm512_loadu_ps(finish.bias + n));
   // max returns its second operand where both are zeros: -0 becomes +0, as `v > 0 ? v : 0` asks.
   return finish.relu ? _mm512_max_ps(value, _mm512_setzero_ps()) : value;
+}
+
+SUBTONE_INLINE ints broadcast_quad(const int8_t* levels) {
+  int32_t quad;
+  __builtin_memcpy(&quad, levels, sizeof quad);
+  return _mm512_set1_epi32(quad);
 }

@@ -213,8 +213,14 @@ void subtone_engine::multiply(const subtone::Product& product, const float* from
   for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
     const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
     kernels.quantize(product, from + t * product.inputs, count, levels);
-    kernels.multiply(product, levels, count, share.panels, to + t * product.outputs);
+    multiply_block(product, levels, count, share.panels, to + t * product.outputs);
   }
+}
+
+void subtone_engine::multiply_block(const subtone::Product& product, const subtone::Levels& levels, int64_t frames,
+                                    Span panels, float* to) const {
+  const auto kernel = product.bits == 8 ? kernels.multiply : product.table ? kernels.multiply_indices : kernels.multiply_codes;
+  kernel(product, levels, frames, panels, to);
 }
 
 void subtone_engine::execute_weight(const PackedOp& op, int worker) {

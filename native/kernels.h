@@ -16,7 +16,7 @@ namespace subtone {
 constexpr int64_t kLanes = 16;       // outputs of one vector; outputs are padded to a multiple of it
 constexpr int64_t kPanel = 64;       // outputs of one panel; the last may be 16, 32 or 48 wide
 constexpr int64_t kTileFrames = 6;   // frames x 4 vectors of sums, 4 of weights, 1 of x: 29 of 32 registers
-constexpr int32_t kLevelOffset = 128;  // stored weight = level + 128: vpdpbusd multiplies u8 by s8
+constexpr int32_t kLevelOffset = 128;  // byte of a weight = level + 128: vpdpbusd multiplies u8 by s8
 
 struct Span {
   int64_t first, last;  // [first, last)
@@ -29,18 +29,26 @@ struct Finish {
   bool relu;
 };
 
-// An integer product: weights as u8, 4 inputs of one output together, each group padded to 4 inputs
-// by weights that meet a level of 0.
+// An integer product: weights as u8, 4 inputs of one output together, each group padded by weights that meet a level
+// of 0. What is stored of a weight is its level + level_offset; packed, with fewer than 8 bits, its code, which is that
+// or an index into `table`.
 struct Product {
-  int64_t inputs, outputs, padded_outputs;
-  int64_t groups, group_size, group_bytes;  // group_bytes = group_size up to a multiple of 4
+  int64_t inputs, outputs, padded_outputs;  // packed: padded to whole panels
+  int64_t groups, group_size, group_bytes;  // group_bytes = group_size up to a multiple of 4, packed of a block
   int32_t limit;                            // largest level of an activation
-  const uint8_t* panels;                    // [panel][groups * group_bytes / 4][outputs of panel][4]
+  int32_t bits, level_offset;
+  const uint8_t* panels;  // [panel][groups * group_bytes / 4][outputs of panel][4]; packed: see packed_layout.h
+  const uint8_t* table;   // packed: level + level_offset of each code (kTables), null where a code is that itself
   const float* scale;                       // [group][padded output]
   const float* zero_point;                  // the same; null where all are 0
   Finish finish;
   int64_t row_bytes() const { return groups * group_bytes; }
+  int64_t panel_bytes() const { return kPanel * row_bytes() * bits / 8; }
 };
+
+// A table has the entry of a code in 64 bytes, once for each place where a look-up may find the code: [place][64], entry
+// i for code (i >> place) % 2^bits. Of 7 bits: 128 entries.
+constexpr int64_t kTables = 6;
 
 // Activations of some frames on their integer grids.
 struct Levels {
@@ -97,7 +105,9 @@ struct AttentionScratch {
 };
 
 // quantize: x (frames, inputs) -> levels. quantize_static: one row on the scale 1 / limit. multiply: levels of
-// `frames` frames times the panels of `panels` -> y (frames, outputs). depthwise, dense: x (frames_in, x_width),
+// `frames` frames times the panels of `panels` -> y (frames, outputs), weights in bytes; multiply_codes: packed,
+// without a table; multiply_indices: packed, with one.
+// depthwise, dense: x (frames_in, x_width),
 // whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
 // several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
 // (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart).

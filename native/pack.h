@@ -57,7 +57,7 @@ struct PackedWeight {
   Convolution convolution;
   bool is_integer;
   int64_t groups;
-  Buffer<uint8_t> levels;
+  Buffer<uint8_t> levels, table;
   Buffer<float> weights, zeros, scale, zero_point, gain, bias;
 
   int64_t outputs() const { return is_integer ? product.outputs : convolution.outputs; }

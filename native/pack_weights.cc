@@ -4,6 +4,8 @@
 namespace subtone {
 namespace {
 
+#include "packed_layout.h"
+
 // (rows, groups) -> (groups, padded outputs).
 Buffer<float> transposed(const float* values, const std::vector<int64_t>& source, int64_t groups, int64_t padded) {
   Buffer<float> copy(groups * padded);
@@ -39,6 +41,79 @@ Finish pack_finish(const float* gain, const float* bias, bool relu, const std::v
   return {packed->gain.data(), packed->bias.data(), relu};
 }
 
+int64_t largest_code(const subtone_weight& from) {
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < from.rows * from.columns; ++i) largest = from.codes[i] > largest ? from.codes[i] : largest;
+  return largest;
+}
+
+// Calls put(n, byte, code) for each code of the outputs, in rows whose groups have group_bytes.
+template <typename Put>
+void each_code(const subtone_weight& from, const std::vector<int64_t>& source, const Product& product, const Put& put) {
+  for (size_t n = 0; n < source.size(); ++n) {
+    if (source[n] < 0) continue;
+    const uint8_t* codes = from.codes + source[n] * product.inputs;
+    for (int64_t g = 0; g < product.groups; ++g)
+      for (int64_t k = 0; k < product.group_size; ++k)
+        put(static_cast<int64_t>(n), g * product.group_bytes + k, *codes++);
+  }
+}
+
+void pack_bytes(const subtone_weight& from, const std::vector<int64_t>& source, PackedWeight* packed) {
+  Product& product = packed->product;
+  product.padded_outputs = round_up(product.outputs, kLanes);
+  product.group_bytes = round_up(product.group_size, 4);
+  product.level_offset = kLevelOffset;
+  product.table = nullptr;
+  packed->levels = Buffer<uint8_t>(product.padded_outputs * product.row_bytes());
+  uint8_t stored[256];
+  for (int code = 0; code < 256; ++code) stored[code] = static_cast<uint8_t>(from.levels[code] + kLevelOffset);
+  each_code(from, source, product, [&](int64_t n, int64_t byte, uint8_t code) {
+    const int64_t panel = n / kPanel * kPanel, rest = product.padded_outputs - panel;
+    const int64_t width = rest < kPanel ? rest : kPanel;
+    packed->levels[panel * product.row_bytes() + byte / 4 * 4 * width + 4 * (n - panel) + byte % 4] = stored[code];
+  });
+}
+
+// Levels that ascend by one from code to code need no table; the first so near to 0 that 2^exponent times the sum of
+// (code - level_offset) * level stays in int32.
+bool is_run(const int8_t* levels, int64_t last_code, int bits) {
+  for (int64_t code = 1; code <= last_code; ++code)
+    if (levels[code] != levels[0] + code) return false;
+  return levels[0] <= 0 && -levels[0] <= 1 << (bits - 1);
+}
+
+void pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, int64_t last_code,
+                PackedWeight* packed) {
+  Product& product = packed->product;
+  const int bits = product.bits;
+  product.padded_outputs = round_up(product.outputs, kPanel);
+  product.group_bytes = round_up(product.group_size, block_inputs(bits));
+  product.level_offset = kLevelOffset;
+  product.table = nullptr;
+  if (is_run(from.levels, last_code, bits)) {
+    product.level_offset = -from.levels[0];
+  } else {
+    packed->table = Buffer<uint8_t>(kTables * 64);
+    for (int64_t i = 0; i < kTables * 64; ++i) {
+      const int64_t code = bits == 7 ? i % 128 : (i % 64 >> i / 64) % (1 << bits);
+      packed->table[i] = static_cast<uint8_t>(from.levels[code] + kLevelOffset);
+    }
+    product.table = packed->table.data();
+  }
+  packed->levels = Buffer<uint8_t>(product.padded_outputs / kPanel * product.panel_bytes());
+  const int64_t step = block_inputs(bits), block_bytes = 64 * block_vectors(bits);
+  each_code(from, source, product, [&](int64_t n, int64_t byte, uint8_t code) {
+    const int64_t output = n % kPanel, input = byte % step;
+    const int field = static_cast<int>(input / 4 * 4 + output / kLanes);
+    uint8_t* block = packed->levels.data() + n / kPanel * product.panel_bytes() + byte / step * block_bytes;
+    for (int bit = 0; bit < bits; ++bit) {
+      const BitPlace place = bit_place(bits, field, bit);
+      block[64 * place.vector + output % kLanes * 4 + input % 4] |= static_cast<uint8_t>((code >> bit & 1) << place.bit);
+    }
+  });
+}
+
 }  // namespace
 
 Buffer<float> padded_copy(const float* values, float absent, int64_t count, int64_t padded) {
@@ -58,27 +133,16 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
   Product& product = packed->product;
   product.inputs = inputs;
   product.outputs = outputs;
-  product.padded_outputs = round_up(outputs, kLanes);
   product.groups = from.scale_groups;
   product.group_size = inputs / from.scale_groups;
-  product.group_bytes = round_up(product.group_size, 4);
   product.limit = (1 << (from.activation_bits - 1)) - 1;
-
-  packed->levels = Buffer<uint8_t>(product.padded_outputs * product.row_bytes());
-  uint8_t stored[256];
-  for (int code = 0; code < 256; ++code) stored[code] = static_cast<uint8_t>(from.levels[code] + kLevelOffset);
-  for (int64_t n = 0; n < outputs; ++n) {
-    const int64_t row = source[static_cast<size_t>(n)];
-    if (row < 0) continue;
-    const int64_t panel = n / kPanel * kPanel;
-    const int64_t width = product.padded_outputs - panel < kPanel ? product.padded_outputs - panel : kPanel;
-    uint8_t* to = packed->levels.data() + panel * product.row_bytes() + 4 * (n - panel);
-    const uint8_t* codes = from.codes + row * inputs;
-    for (int64_t g = 0; g < product.groups; ++g)
-      for (int64_t k = 0; k < product.group_size; ++k) {
-        const int64_t byte = g * product.group_bytes + k;
-        to[byte / 4 * 4 * width + byte % 4] = stored[*codes++];
-      }
+  const int64_t last_code = largest_code(from);
+  product.bits = 1;
+  while (last_code >> product.bits) ++product.bits;
+  if (product.bits == 8) {
+    pack_bytes(from, source, packed);
+  } else {
+    pack_codes(from, source, last_code, packed);
   }
   product.panels = packed->levels.data();
   packed->scale = transposed(from.scale, source, product.groups, product.padded_outputs);

@@ -7,6 +7,7 @@ namespace scalar {
 namespace {
 
 #include "functions.h"
+#include "packed_layout.h"
 
 float finished(const Finish& finish, int64_t n, float value) {
   value = value * finish.gain[n];
@@ -47,35 +48,78 @@ void quantize(const Product& product, const float* x, int64_t frames, const Leve
   }
 }
 
-void multiply(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
-  const int64_t quads = product.group_bytes / 4;
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    const int64_t n0 = panel * kPanel;
-    const int64_t width = smaller(kPanel, product.padded_outputs - n0);
-    for (int64_t t = 0; t < frames; ++t) {
-      const uint8_t* weights = product.panels + n0 * product.row_bytes();
-      const int8_t* levels = in.levels + t * product.row_bytes();
-      float total[kPanel] = {};
-      for (int64_t g = 0; g < product.groups; ++g) {
-        const int32_t level_sum = in.sums[t * product.groups + g];
-        int32_t sums[kPanel];
-        for (int64_t n = 0; n < width; ++n) sums[n] = -kLevelOffset * level_sum;
-        for (int64_t quad = 0; quad < quads; ++quad, levels += 4, weights += 4 * width)
-          for (int64_t n = 0; n < width; ++n)
-            sums[n] += weights[4 * n] * levels[0] + weights[4 * n + 1] * levels[1] +
-                       weights[4 * n + 2] * levels[2] + weights[4 * n + 3] * levels[3];
-        const int64_t row = g * product.padded_outputs + n0;
-        for (int64_t n = 0; n < width; ++n) {
-          float sum = static_cast<float>(sums[n]);
-          if (product.zero_point) sum = sum - product.zero_point[row + n] * static_cast<float>(level_sum);
-          total[n] = total[n] + sum * product.scale[row + n];
-        }
-      }
-      const int64_t outputs = smaller(width, product.outputs - n0);
-      for (int64_t n = 0; n < outputs; ++n)
-        y[t * product.outputs + n0 + n] = finished(product.finish, n0 + n, total[n] * in.scale[t]);
+// sums[n] += 4 inputs times what is stored of their weights, for the `width` outputs of a panel.
+void add_quad(const int8_t* levels, const uint8_t* weights, int64_t width, int32_t* sums) {
+  for (int64_t n = 0; n < width; ++n)
+    sums[n] += weights[4 * n] * levels[0] + weights[4 * n + 1] * levels[1] + weights[4 * n + 2] * levels[2] +
+               weights[4 * n + 3] * levels[3];
+}
+
+// The product of one frame and one panel; add_group(g, sums) adds what the quads of group g give.
+template <typename AddGroup>
+void multiply_panel(const Product& product, const Levels& in, int64_t t, int64_t n0, const AddGroup& add_group,
+                    float* y) {
+  const int64_t width = smaller(kPanel, product.padded_outputs - n0);
+  float total[kPanel] = {};
+  for (int64_t g = 0; g < product.groups; ++g) {
+    const int32_t level_sum = in.sums[t * product.groups + g];
+    int32_t sums[kPanel];
+    for (int64_t n = 0; n < width; ++n) sums[n] = -product.level_offset * level_sum;
+    add_group(g, sums);
+    const int64_t row = g * product.padded_outputs + n0;
+    for (int64_t n = 0; n < width; ++n) {
+      float sum = static_cast<float>(sums[n]);
+      if (product.zero_point) sum = sum - product.zero_point[row + n] * static_cast<float>(level_sum);
+      total[n] = total[n] + sum * product.scale[row + n];
     }
   }
+  const int64_t outputs = smaller(width, product.outputs - n0);
+  for (int64_t n = 0; n < outputs; ++n)
+    y[t * product.outputs + n0 + n] = finished(product.finish, n0 + n, total[n] * in.scale[t]);
+}
+
+void multiply(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
+  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
+    const int64_t group_bytes = product.group_bytes;
+    const uint8_t* weights = product.panels + panel * product.panel_bytes();
+    for (int64_t t = 0; t < frames; ++t) {
+      const auto add_group = [&](int64_t g, int32_t* sums) {
+        const int8_t* levels = in.levels + t * product.row_bytes() + g * group_bytes;
+        for (int64_t k = 0; k < group_bytes; k += 4)
+          add_quad(levels + k, weights + (g * group_bytes + k) * width, width, sums);
+      };
+      multiply_panel(product, in, t, n0, add_group, y);
+    }
+  }
+}
+
+// What is stored of the weights of block `block` of a panel, in the order of bytes.
+void unpack_stored(const Product& product, int64_t panel, int64_t block, uint8_t* bytes) {
+  const int fields = block_fields(product.bits);
+  unpack_block(product.bits, product.panels + panel * product.panel_bytes() + block * 64 * block_vectors(product.bits),
+               bytes);
+  for (int i = 0; product.table && i < 64 * fields; ++i) bytes[i] = product.table[bytes[i]];
+}
+
+void multiply_codes(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
+  const int64_t step = block_inputs(product.bits), blocks = product.group_bytes / step;
+  for (int64_t panel = panels.first; panel < panels.last; ++panel)
+    for (int64_t t = 0; t < frames; ++t) {
+      const auto add_group = [&](int64_t g, int32_t* sums) {
+        const int8_t* levels = in.levels + t * product.row_bytes() + g * product.group_bytes;
+        uint8_t bytes[64 * block_fields(1)];
+        for (int64_t block = 0; block < blocks; ++block) {
+          unpack_stored(product, panel, g * blocks + block, bytes);
+          for (int64_t k = 0; k < step; k += 4) add_quad(levels + block * step + k, bytes + k * kPanel, kPanel, sums);
+        }
+      };
+      multiply_panel(product, in, t, panel * kPanel, add_group, y);
+    }
+}
+
+void multiply_indices(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
+  multiply_codes(product, in, frames, panels, y);  // unpack_stored looks them up
 }
 
 void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {

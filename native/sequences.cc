@@ -89,7 +89,7 @@ void subtone_engine::recur(const PackedWeight& weight, const float* gates, int64
   if (weight.is_integer) {
     const subtone::Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
     kernels.quantize_static(weight.product, hidden, levels);
-    kernels.multiply(weight.product, levels, 1, panels, of_hidden);
+    multiply_block(weight.product, levels, 1, panels, of_hidden);
   } else {
     kernels.dense(weight.convolution, hidden, 1, {0, 1}, panels, of_hidden);
   }

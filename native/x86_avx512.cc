@@ -11,17 +11,16 @@
 
 namespace subtone {
 namespace avx512vnni {
+
+// x86_packed.cc
+void multiply_codes(const Product& product, const Levels& levels, int64_t frames, Span panels, float* y);
+void multiply_indices(const Product& product, const Levels& levels, int64_t frames, Span panels, float* y);
+
 namespace {
 
 #include "functions.h"
 
 #include "avx512_vectors.h"
-
-SUBTONE_INLINE ints broadcast_quad(const int8_t* levels) {
-  int32_t quad;
-  __builtin_memcpy(&quad, levels, sizeof quad);
-  return _mm512_set1_epi32(quad);
-}
 
 float largest_magnitude(const float* x, int64_t count) {
   floats largest[4];
@@ -88,7 +87,7 @@ __attribute__((noinline)) void multiply_group(const Product& product, const uint
   const int64_t row_bytes = product.row_bytes(), groups = product.groups;
   ints sums[kFrames][kVectors];
   repeat<kFrames>(SUBTONE_EACH(f) {
-    const ints start = _mm512_set1_epi32(-kLevelOffset * level_sums[f * groups]);
+    const ints start = _mm512_set1_epi32(-product.level_offset * level_sums[f * groups]);
     repeat<kVectors>(SUBTONE_EACH(v) { sums[f][v] = start; });
   });
   for (int64_t k = 0; k < product.group_bytes; k += 4, weights += 64 * kVectors) {

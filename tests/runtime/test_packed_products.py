@@ -1,0 +1,93 @@
+"""Weights of fewer than 8 bits are multiplied as they are packed, and the bits are those of the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.runtime.comparison import ISAS, assert_native_equals_numpy
+from tests.runtime.small_programs import GRIDS, packed_weight, program_of
+
+from subtone.program import Conv1d, Lstm
+from subtone.qtensor import QTensor
+from subtone.runtime.engine import NativeEngine
+
+WIDTHS = range(1, 8)
+# One, two and more frames at once, as they are; 5 and 13, as bytes; none.
+LENGTHS = (1, 2, 3, 4, 5, 13, 0)
+
+
+def product_program(weight: QTensor, **fields):
+    op = Conv1d(input="x", output="y", weight="w", **{"activation_bits": 8, **fields})
+    return program_of(op, width_in=weight.shape[1], width_out=weight.shape[0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_every_width_is_multiplied_as_it_is_packed(isa, bits, grid):
+    rng = np.random.default_rng(10 * bits)
+    for outputs, inputs in ((1, 1), (64, 8), (65, 12), (130, 100), (29, 256)):
+        groups = 4 if inputs % 4 == 0 else 1
+        weight = packed_weight(rng, (outputs, inputs), bits=bits, grid=grid, groups=groups)
+        constants = {"w": weight, "b": rng.normal(size=outputs).astype(np.float32)}
+        program = product_program(weight, bias="b", relu=outputs > 64)
+        assert_native_equals_numpy(program, constants, isa, LENGTHS, threads=(1, 2), seed=bits)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_every_code_comes_from_its_own_bits(isa, bits):
+    # One input at a time is 127, so that each result is one level: no sum hides two that changed places.
+    inputs, codes = 24, np.arange(64 * 24, dtype=np.int64).reshape(64, 24)
+    codes = (codes * 2654435761 >> 7) % 2**bits
+    codes[0, : 2**bits] = np.arange(2**bits)[:inputs]
+    for levels in (None, np.sort(np.random.default_rng(bits).permutation(256)[: 2**bits] - 128).astype(np.int8)):
+        weight = QTensor(
+            codes=codes.astype(np.uint8),
+            shape=codes.shape,
+            scale=np.ones((64, 1), np.float32),
+            zero_point=np.zeros((64, 1), np.float32) if levels is not None else np.full((64, 1), 0.25, np.float32),
+            bits=bits,
+            codebook=levels,
+        )
+        features = np.eye(inputs, dtype=np.float32) * 127
+        got = np.concatenate(
+            [NativeEngine(product_program(weight), {"w": weight}, isa=isa).run(features[k : k + 1]) for k in range(24)]
+        )
+        whole = NativeEngine(product_program(weight), {"w": weight}, isa=isa).run(features)
+        assert np.array_equal(got, whole)
+        assert np.array_equal(got.T / 127, weight.dequantize())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("end", ["lowest", "highest"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_sum_of_packed_weights_overflows(isa, bits, end, sign):
+    inputs = 65535
+    codes = np.full((65, inputs), 0 if end == "lowest" else 2**bits - 1, np.uint8)
+    scale = np.ones((1, 1), np.float32)
+    weight = QTensor(codes=codes, shape=codes.shape, scale=scale, zero_point=0 * scale, bits=bits)
+    book = QTensor(
+        codes=codes, shape=codes.shape, scale=scale, zero_point=0 * scale, bits=bits,
+        codebook=np.linspace(-128, 127, 2**bits).astype(np.int8),
+    )
+    for one in (weight, book):
+        level = float(one.dequantize()[0, 0])
+        for frames in (1, 2, 7):
+            features = np.full((frames, inputs), sign * 127, np.float32)
+            logits = NativeEngine(product_program(one), {"w": one}, isa=isa).run(features)
+            assert np.all(logits == np.float32(level * sign * 127 * inputs))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("grid", ["symmetric", "group", "codebook"])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_recurrence_reads_packed_weights_step_by_step(isa, bits, grid):
+    rng = np.random.default_rng(bits)
+    for units in (1, 17, 40):
+        weight = packed_weight(rng, (4 * units, units), bits=bits, grid=grid, groups=2 if units % 2 == 0 else 1)
+        op = Lstm(input="x", output="y", cell="c", weight="w", bias="b", activation_bits=8)
+        constants = {"w": weight, "b": rng.normal(size=4 * units).astype(np.float32)}
+        program = program_of(op, width_in=4 * units, width_out=units)
+        assert_native_equals_numpy(program, constants, isa, (1, 5), threads=(1, 2), seed=bits)
