@@ -84,22 +84,12 @@ SUBTONE_INLINE ints at_indices(ints entries, ints indices) {
 }
 #endif
 
-template <int kBits>
-constexpr int kTablesOf = kBits == 7 ? 2 : static_cast<int>(kTables);
-
 // What the table has for the codes of a field.
 template <int kBits, int kField>
 SUBTONE_INLINE ints looked_up(const ints* vectors, const ints* tables) {
   constexpr int kPlace = Block<kBits>::exponent(kField);
-  const ints found = field<kBits, kField>(vectors);
-  if constexpr (kBits == 7) {
-    const ints indices = lowered<kPlace>(found);
-    const __mmask64 upper = _mm512_test_epi8_mask(indices, _mm512_set1_epi8(0x40));
-    return _mm512_mask_blend_epi8(upper, at_indices(tables[0], indices), at_indices(tables[1], indices));
-  } else {
-    constexpr int kDown = kPlace + kBits > 6 ? kPlace + kBits - 6 : 0;  // an index is of the lowest 6 bits
-    return at_indices(tables[kPlace - kDown], lowered<kDown>(found));
-  }
+  constexpr int kDown = kPlace + kBits > 6 ? kPlace + kBits - 6 : 0;  // an index is of the lowest 6 bits
+  return at_indices(tables[kPlace - kDown], lowered<kDown>(field<kBits, kField>(vectors)));
 }
 
 // Exponents of the sums of the four fields that hold 4 inputs, and of the four of the next 4. With one or two frames
@@ -142,11 +132,12 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
     });
   });
   for (const int8_t* end = levels + product.group_bytes; levels < end; levels += 4 * Fields::kQuads) {
-    ints vectors[Fields::kVectors];
-    repeat<Fields::kVectors>(SUBTONE_EACH(i) { vectors[i] = _mm512_loadu_si512(weights + 64 * i); });
-    weights += 64 * Fields::kVectors;
     repeat<Fields::kQuads>(SUBTONE_EACH(q) {
       constexpr int kQuad = q;
+      // Read for each four fields again: kept, what the next four share with these would take the sums' registers.
+      asm("" : "+r"(weights));
+      ints vectors[Fields::kVectors];
+      repeat<Fields::kVectors>(SUBTONE_EACH(i) { vectors[i] = _mm512_loadu_si512(weights + 64 * i); });
       ints part[4];
       repeat<4>(SUBTONE_EACH(v) {
         constexpr int kField = 4 * kQuad + v;
@@ -160,6 +151,7 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
         });
       });
     });
+    weights += 64 * Fields::kVectors;
   }
   repeat<kFrames>(SUBTONE_EACH(f) {
     repeat<4>(SUBTONE_EACH(v) {
@@ -184,9 +176,9 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
 // kFrames frames times one panel of packed weights.
 template <int kBits, bool kHasTable, int kFrames>
 void multiply_packed_tile(const Product& product, const Levels& in, int64_t t0, int64_t panel, float* y) {
-  ints tables[kHasTable ? kTablesOf<kBits> : 1];
+  ints tables[kHasTable ? kTables : 1];
   if constexpr (kHasTable)
-    repeat<kTablesOf<kBits>>(SUBTONE_EACH(i) { tables[i] = _mm512_loadu_si512(product.table + 64 * i); });
+    repeat<kTables>(SUBTONE_EACH(i) { tables[i] = _mm512_loadu_si512(product.table + 64 * i); });
   const int64_t n0 = panel * kPanel;
   const uint8_t* weights = product.panels + panel * product.panel_bytes();
   const int8_t* levels = in.levels + t0 * product.row_bytes();
@@ -218,10 +210,10 @@ constexpr PackedTile kPackedTiles[4] = {
 
 template <bool kHasTable>
 void multiply_packed(const Product& product, const Levels& levels, int64_t frames, Span panels, float* y) {
-  static constexpr const PackedTile* kTiles[7] = {kPackedTiles<1, kHasTable>, kPackedTiles<2, kHasTable>,
-                                                  kPackedTiles<3, kHasTable>, kPackedTiles<4, kHasTable>,
-                                                  kPackedTiles<5, kHasTable>, kPackedTiles<6, kHasTable>,
-                                                  kPackedTiles<7, kHasTable>};
+  constexpr int kMost = kHasTable ? 6 : 7;  // indices of 7 bits are stored as bytes
+  static constexpr const PackedTile* kTiles[7] = {
+      kPackedTiles<1, kHasTable>, kPackedTiles<2, kHasTable>, kPackedTiles<3, kHasTable>, kPackedTiles<4, kHasTable>,
+      kPackedTiles<5, kHasTable>, kPackedTiles<6, kHasTable>, kPackedTiles<kMost, kHasTable>};
   const PackedTile* tiles = kTiles[product.bits - 1];
   for (int64_t panel = panels.first; panel < panels.last; ++panel)
     for (int64_t t = 0; t < frames;) {

@@ -46,9 +46,9 @@ struct Product {
   int64_t panel_bytes() const { return kPanel * row_bytes() * bits / 8; }
 };
 
-// A table has the entry of a code in 64 bytes, once for each place where a look-up may find the code: [place][64], entry
-// i for code (i >> place) % 2^bits. Of 7 bits: 128 entries.
-constexpr int64_t kTables = 6;
+// A table has the entry of each code, of 6 bits at most, once for each place where a look-up may find the code:
+// [place][64], entry i for code (i >> place) % 2^bits.
+constexpr int kTables = 6;
 
 // Activations of some frames on their integer grids.
 struct Levels {

@@ -61,6 +61,7 @@ void each_code(const subtone_weight& from, const std::vector<int64_t>& source, c
 
 void pack_bytes(const subtone_weight& from, const std::vector<int64_t>& source, PackedWeight* packed) {
   Product& product = packed->product;
+  product.bits = 8;
   product.padded_outputs = round_up(product.outputs, kLanes);
   product.group_bytes = round_up(product.group_size, 4);
   product.level_offset = kLevelOffset;
@@ -83,20 +84,17 @@ bool is_run(const int8_t* levels, int64_t last_code, int bits) {
   return levels[0] <= 0 && -levels[0] <= 1 << (bits - 1);
 }
 
-void pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, int64_t last_code,
-                PackedWeight* packed) {
+void pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, bool has_table, PackedWeight* packed) {
   Product& product = packed->product;
   const int bits = product.bits;
   product.padded_outputs = round_up(product.outputs, kPanel);
   product.group_bytes = round_up(product.group_size, block_inputs(bits));
-  product.level_offset = kLevelOffset;
+  product.level_offset = has_table ? kLevelOffset : -from.levels[0];
   product.table = nullptr;
-  if (is_run(from.levels, last_code, bits)) {
-    product.level_offset = -from.levels[0];
-  } else {
+  if (has_table) {
     packed->table = Buffer<uint8_t>(kTables * 64);
     for (int64_t i = 0; i < kTables * 64; ++i) {
-      const int64_t code = bits == 7 ? i % 128 : (i % 64 >> i / 64) % (1 << bits);
+      const int64_t code = (i % 64 >> i / 64) % (1 << bits);
       packed->table[i] = static_cast<uint8_t>(from.levels[code] + kLevelOffset);
     }
     product.table = packed->table.data();
@@ -139,10 +137,11 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
   const int64_t last_code = largest_code(from);
   product.bits = 1;
   while (last_code >> product.bits) ++product.bits;
-  if (product.bits == 8) {
+  const bool has_table = !is_run(from.levels, last_code, product.bits);
+  if (product.bits == 8 || (product.bits == 7 && has_table)) {  // no instruction looks up 64 bytes in 128 entries
     pack_bytes(from, source, packed);
   } else {
-    pack_codes(from, source, last_code, packed);
+    pack_codes(from, source, has_table, packed);
   }
   product.panels = packed->levels.data();
   packed->scale = transposed(from.scale, source, product.groups, product.padded_outputs);
