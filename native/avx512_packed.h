@@ -5,19 +5,12 @@
 // large, and the sum is shifted in the end, exactly. One that is an index finds its level by one instruction, in a
 // table that ignores the bits which are others'.
 
-template <int kBits>
-struct Block {
-  static constexpr int kFields = kBits % 2 ? 8 : 4;  // 64 weights each: 16 outputs of 4 inputs
-  static constexpr int kVectors = kBits * kFields / 8;
-  static constexpr int kQuads = kFields / 4;
-  static constexpr int kWhole = 8 / kBits * kVectors < kFields ? 8 / kBits * kVectors : kFields;
-
-  // First bit of field c.
-  static constexpr int exponent(int c) {
-    if (c < kWhole) return c % (8 / kBits) * kBits;
-    return kBits == 3 ? 5 : kBits == 5 ? 3 : kBits == 6 ? 2 : 1;
-  }
-};
+// First bit of field c of a block.
+constexpr int field_exponent(int bits, int c) {
+  if (bits % 2 == 0) return bits == 6 && c % 4 == 3 ? 2 : bits == 6 ? 0 : c % (8 / bits) * bits;
+  if (c < 8 / bits * bits) return c % (8 / bits) * bits;
+  return bits == 3 ? 5 : bits == 5 ? 3 : 1;
+}
 
 // Bits of `upper` where kMask has ones, else of `lower`.
 template <int kMask>
@@ -34,7 +27,11 @@ SUBTONE_INLINE ints lowered(ints bytes) {
 
 template <int kBits, int kField>
 SUBTONE_INLINE ints field(const ints* vectors) {
-  if constexpr (kField < Block<kBits>::kWhole) {
+  if constexpr (kBits % 2 == 0) {
+    const ints* half = vectors + kField / 4 * (kBits / 2);
+    if constexpr (kBits < 6 || kField % 4 < 3) return half[kField % 4 / (8 / kBits)];
+    return joined<0xC0>(half[0], joined<0x30>(lowered<2>(half[1]), lowered<4>(half[2])));
+  } else if constexpr (kField < 8 / kBits * kBits) {
     return vectors[kField / (8 / kBits)];
   } else if constexpr (kBits == 3) {
     return joined<0xC0>(vectors[kField - 6], lowered<kField - 5>(vectors[2]));
@@ -42,8 +39,6 @@ SUBTONE_INLINE ints field(const ints* vectors) {
     return joined<0xE0>(vectors[kField - 5], lowered<3>(vectors[kField - 2]));
   } else if constexpr (kBits == 5) {
     return joined<0xE0>(vectors[2], joined<0x10>(lowered<1>(vectors[3]), lowered<2>(vectors[4])));
-  } else if constexpr (kBits == 6) {
-    return joined<0xC0>(vectors[0], joined<0x30>(lowered<2>(vectors[1]), lowered<4>(vectors[2])));
   } else {
     static_assert(kBits == 7, "another width has no such field");
     const ints low = joined<0x04>(lowered<5>(vectors[5]), lowered<6>(vectors[6]));
@@ -55,14 +50,14 @@ SUBTONE_INLINE ints field(const ints* vectors) {
 // Codes of a field, times 2^exponent.
 template <int kBits, int kField>
 SUBTONE_INLINE ints scaled_codes(const ints* vectors) {
-  constexpr int kMask = ((1 << kBits) - 1) << Block<kBits>::exponent(kField);
+  constexpr int kMask = ((1 << kBits) - 1) << field_exponent(kBits, kField);
   return _mm512_and_si512(field<kBits, kField>(vectors), _mm512_set1_epi8(static_cast<char>(kMask)));
 }
 
 // The same, shifted to bit kTo.
 template <int kBits, int kField, int kTo>
 SUBTONE_INLINE ints shifted_codes(const ints* vectors) {
-  constexpr int kDown = Block<kBits>::exponent(kField) - kTo;
+  constexpr int kDown = field_exponent(kBits, kField) - kTo;
   return _mm512_and_si512(lowered<kDown>(field<kBits, kField>(vectors)),
                           _mm512_set1_epi8(static_cast<char>(((1 << kBits) - 1) << kTo)));
 }
@@ -87,19 +82,18 @@ SUBTONE_INLINE ints at_indices(ints entries, ints indices) {
 // What the table has for the codes of a field.
 template <int kBits, int kField>
 SUBTONE_INLINE ints looked_up(const ints* vectors, const ints* tables) {
-  constexpr int kPlace = Block<kBits>::exponent(kField);
+  constexpr int kPlace = field_exponent(kBits, kField);
   constexpr int kDown = kPlace + kBits > 6 ? kPlace + kBits - 6 : 0;  // an index is of the lowest 6 bits
   return at_indices(tables[kPlace - kDown], lowered<kDown>(field<kBits, kField>(vectors)));
 }
 
-// Exponents of the sums of the four fields that hold 4 inputs, and of the four of the next 4. With one or two frames
-// all eight may have a sum of their own; with more, a field that lies higher than the one before it is shifted.
+// The sums that the eight fields of a block are added to: of one frame a sum each, so that none waits for the one
+// before; of two one more where exponents differ; else four, and a field that lies higher than its sum's is shifted.
 template <int kBits, bool kHasTable, int kFrames>
 struct Sums {
-  using Fields = Block<kBits>;
-  static constexpr int exponent(int field) { return kHasTable ? 0 : Fields::exponent(field); }
+  static constexpr int exponent(int field) { return kHasTable ? 0 : field_exponent(kBits, field); }
   static constexpr bool is_own(int field) {
-    return field < 4 || (kFrames <= 2 && exponent(field) != exponent(field - 4));
+    return field < 4 || kFrames == 1 || (kFrames == 2 && exponent(field) != exponent(field - 4));
   }
   static constexpr int of(int field) { return is_own(field) ? field : field - 4; }
 };
@@ -121,23 +115,22 @@ template <int kBits, bool kHasTable, int kFrames>
 SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weights, const int8_t* levels,
                                      const int32_t* level_sums, int64_t row, const ints* tables,
                                      floats (&total)[kFrames][4]) {
-  using Fields = Block<kBits>;
   using Its = Sums<kBits, kHasTable, kFrames>;
   const int64_t row_bytes = product.row_bytes(), groups = product.groups;
-  ints sums[kFrames][Fields::kFields];
+  ints sums[kFrames][8];
   repeat<kFrames>(SUBTONE_EACH(f) {
     const int32_t start = -product.level_offset * level_sums[f * groups];
-    repeat<Fields::kFields>(SUBTONE_EACH(c) {
+    repeat<8>(SUBTONE_EACH(c) {
       sums[f][c] = c < 4 ? _mm512_slli_epi32(_mm512_set1_epi32(start), Its::exponent(c)) : _mm512_setzero_si512();
     });
   });
-  for (const int8_t* end = levels + product.group_bytes; levels < end; levels += 4 * Fields::kQuads) {
-    repeat<Fields::kQuads>(SUBTONE_EACH(q) {
+  for (const int8_t* end = levels + product.group_bytes; levels < end; levels += 8, weights += 64 * kBits) {
+    repeat<2>(SUBTONE_EACH(q) {
       constexpr int kQuad = q;
       // Read for each four fields again: kept, what the next four share with these would take the sums' registers.
       asm("" : "+r"(weights));
-      ints vectors[Fields::kVectors];
-      repeat<Fields::kVectors>(SUBTONE_EACH(i) { vectors[i] = _mm512_loadu_si512(weights + 64 * i); });
+      ints vectors[kBits];
+      repeat<kBits>(SUBTONE_EACH(i) { vectors[i] = _mm512_loadu_si512(weights + 64 * i); });
       ints part[4];
       repeat<4>(SUBTONE_EACH(v) {
         constexpr int kField = 4 * kQuad + v;
@@ -151,14 +144,13 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
         });
       });
     });
-    weights += 64 * Fields::kVectors;
   }
   repeat<kFrames>(SUBTONE_EACH(f) {
     repeat<4>(SUBTONE_EACH(v) {
       constexpr int kFirst = v, kSecond = v + 4;
       asm("" : "+v"(sums[f][kFirst]));  // as in multiply_group
       ints sum = _mm512_srai_epi32(sums[f][kFirst], Its::exponent(kFirst));
-      if constexpr (Fields::kFields == 8 && Its::is_own(kSecond)) {
+      if constexpr (Its::is_own(kSecond)) {
         asm("" : "+v"(sums[f][kSecond]));
         sum = _mm512_add_epi32(sum, _mm512_srai_epi32(sums[f][kSecond], Its::exponent(kSecond)));
       }

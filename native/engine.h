@@ -12,6 +12,7 @@
 
 #include "pack.h"
 #include "pool.h"
+#include "slab.h"
 #include "subtone.h"
 
 namespace subtone {
@@ -61,6 +62,7 @@ struct subtone_engine {
   std::vector<bool> is_written;
   std::vector<int32_t> saved_by;  // the first op that reads a value, which also saves it; -1: none
   std::vector<std::unique_ptr<subtone::PackedOp>> ops;
+  subtone::Slab weights;
   std::vector<subtone::Scratch> scratch;
   subtone::Buffer<uint8_t> arena;
   const pid_t process;

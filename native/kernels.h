@@ -34,7 +34,7 @@ struct Finish {
 // or an index into `table`.
 struct Product {
   int64_t inputs, outputs, padded_outputs;  // packed: padded to whole panels
-  int64_t groups, group_size, group_bytes;  // group_bytes = group_size up to a multiple of 4, packed of a block
+  int64_t groups, group_size, group_bytes;  // group_bytes = group_size up to a multiple of 4, packed of 8
   int32_t limit;                            // largest level of an activation
   int32_t bits, level_offset;
   const uint8_t* panels;  // [panel][groups * group_bytes / 4][outputs of panel][4]; packed: see packed_layout.h

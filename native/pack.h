@@ -20,27 +20,41 @@ template <typename T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count) : size_(count) {
-    if (count < 0 || static_cast<uint64_t>(count) > PTRDIFF_MAX / sizeof(T)) throw std::bad_alloc();
-    data_ = static_cast<T*>(operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t(kAlignment)));
+  explicit Buffer(int64_t count) : Buffer(uninitialized(count, kAlignment)) {
     for (int64_t i = 0; i < count; ++i) data_[i] = T();
   }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  static Buffer uninitialized(int64_t count, int64_t alignment) {
+    if (count < 0 || static_cast<uint64_t>(count) > PTRDIFF_MAX / sizeof(T)) throw std::bad_alloc();
+    Buffer buffer;
+    buffer.alignment_ = std::align_val_t(alignment);
+    buffer.data_ = static_cast<T*>(operator new(static_cast<size_t>(count) * sizeof(T), buffer.alignment_));
+    buffer.size_ = count;
+    return buffer;
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
+    swap(other);
     return *this;
   }
-  ~Buffer() { operator delete(data_, std::align_val_t(kAlignment)); }
+  ~Buffer() { operator delete(data_, alignment_); }
 
   T* data() const { return data_; }
   int64_t size() const { return size_; }
   T& operator[](int64_t index) const { return data_[index]; }
 
  private:
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(alignment_, other.alignment_);
+  }
+
   T* data_ = nullptr;
   int64_t size_ = 0;
+  std::align_val_t alignment_ = std::align_val_t(kAlignment);
 };
+
+class Slab;
 
 enum class Kernel {  // integer-only: from kIntegerProduct on
   kMultiply, kDepthwise, kDense, kImage, kImageDepthwise, kStack, kAffine, kAdd, kTimes, kScale, kRelu, kClip,
@@ -60,6 +74,8 @@ struct PackedWeight {
   Buffer<uint8_t> levels, table;
   Buffer<float> weights, zeros, scale, zero_point, gain, bias;
 
+  // Moves the levels of a product there.
+  void settle(Slab* slab);
   int64_t outputs() const { return is_integer ? product.outputs : convolution.outputs; }
   int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
 };
@@ -80,6 +96,7 @@ struct PackedIntegers {
   Buffer<int32_t> content_bias, position_bias;
   Buffer<int64_t> correction, offset, places;
 
+  void settle(Slab* slab);
   int64_t panels_of_product() const { return (products[0].outputs + kPanel - 1) / kPanel; }
 };
 

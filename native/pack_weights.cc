@@ -88,7 +88,7 @@ void pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, 
   Product& product = packed->product;
   const int bits = product.bits;
   product.padded_outputs = round_up(product.outputs, kPanel);
-  product.group_bytes = round_up(product.group_size, block_inputs(bits));
+  product.group_bytes = round_up(product.group_size, kBlockInputs);
   product.level_offset = has_table ? kLevelOffset : -from.levels[0];
   product.table = nullptr;
   if (has_table) {
@@ -100,11 +100,10 @@ void pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, 
     product.table = packed->table.data();
   }
   packed->levels = Buffer<uint8_t>(product.padded_outputs / kPanel * product.panel_bytes());
-  const int64_t step = block_inputs(bits), block_bytes = 64 * block_vectors(bits);
   each_code(from, source, product, [&](int64_t n, int64_t byte, uint8_t code) {
-    const int64_t output = n % kPanel, input = byte % step;
+    const int64_t output = n % kPanel, input = byte % kBlockInputs;
     const int field = static_cast<int>(input / 4 * 4 + output / kLanes);
-    uint8_t* block = packed->levels.data() + n / kPanel * product.panel_bytes() + byte / step * block_bytes;
+    uint8_t* block = packed->levels.data() + n / kPanel * product.panel_bytes() + byte / kBlockInputs * 64 * bits;
     for (int bit = 0; bit < bits; ++bit) {
       const BitPlace place = bit_place(bits, field, bit);
       block[64 * place.vector + output % kLanes * 4 + input % 4] |= static_cast<uint8_t>((code >> bit & 1) << place.bit);

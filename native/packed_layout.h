@@ -2,13 +2,11 @@
 //
 // Included inside a namespace that no other file sees. A panel of 64 outputs is cut into fields of 64 weights, 16
 // outputs of 4 inputs, in the order of bytes: four fields, of outputs 0-15, 16-31, 32-47 and 48-63, then those of the
-// next four inputs. A block is 4 fields, or 8 where the bits are odd: `bits` * fields / 8 vectors of 64 bytes without a
-// bit to spare. Byte i of each vector belongs to weight i of every field, so that one instruction takes a field out of
-// its vector; the few fields that no byte has room for are made of the bits that the others leave over.
+// next four inputs. Eight fields are a block: `bits` vectors of 64 bytes without a bit to spare, those of an even
+// number in two halves. Byte i of each vector belongs to weight i of every field, so that one instruction takes a field
+// out of its vector; the few fields that no byte has room for are made of the bits that the others leave over.
 
-constexpr int block_fields(int bits) { return bits % 2 ? 8 : 4; }
-constexpr int block_vectors(int bits) { return bits * block_fields(bits) / 8; }
-constexpr int block_inputs(int bits) { return block_fields(bits); }  // four fields hold four inputs
+constexpr int kBlockFields = 8, kBlockInputs = 8;
 
 struct BitPlace {
   int vector, bit;
@@ -16,16 +14,19 @@ struct BitPlace {
 
 // Where bit `bit` of the codes of field `field` lies.
 constexpr BitPlace bit_place(int bits, int field, int bit) {
+  if (bits % 2 == 0) {
+    const int half = field / 4 * (bits / 2), in_byte = 8 / bits;
+    if (bits == 6 && field % 4 == 3) return {half + 2 - bit / 2, 6 + bit % 2};
+    return {half + field % 4 / in_byte, field % 4 % in_byte * bits + bit};
+  }
   const int in_byte = 8 / bits;
-  if (field < in_byte * block_vectors(bits)) return {field / in_byte, field % in_byte * bits + bit};
+  if (field < in_byte * bits) return {field / in_byte, field % in_byte * bits + bit};
   switch (bits) {
     case 3:
       return bit ? BitPlace{field - 6, 5 + bit} : BitPlace{2, field};
     case 5:
       if (bit > 1) return {field - 5, 3 + bit};
       return field < 7 ? BitPlace{field - 2, 6 + bit} : BitPlace{4 - bit, 5};
-    case 6:
-      return {2 - bit / 2, 6 + bit % 2};
     default:
       return {6 - bit, 7};
   }
@@ -33,7 +34,7 @@ constexpr BitPlace bit_place(int bits, int field, int bit) {
 
 // Codes of one block, as bytes.
 inline void unpack_block(int bits, const uint8_t* block, uint8_t* codes) {
-  for (int field = 0; field < block_fields(bits); ++field)
+  for (int field = 0; field < kBlockFields; ++field)
     for (int i = 0; i < 64; ++i) {
       int code = 0;
       for (int bit = 0; bit < bits; ++bit) {

@@ -96,22 +96,20 @@ void multiply(const Product& product, const Levels& in, int64_t frames, Span pan
 
 // What is stored of the weights of block `block` of a panel, in the order of bytes.
 void unpack_stored(const Product& product, int64_t panel, int64_t block, uint8_t* bytes) {
-  const int fields = block_fields(product.bits);
-  unpack_block(product.bits, product.panels + panel * product.panel_bytes() + block * 64 * block_vectors(product.bits),
-               bytes);
-  for (int i = 0; product.table && i < 64 * fields; ++i) bytes[i] = product.table[bytes[i]];
+  unpack_block(product.bits, product.panels + panel * product.panel_bytes() + block * 64 * product.bits, bytes);
+  for (int i = 0; product.table && i < 64 * kBlockFields; ++i) bytes[i] = product.table[bytes[i]];
 }
 
 void multiply_codes(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
-  const int64_t step = block_inputs(product.bits), blocks = product.group_bytes / step;
+  const int64_t blocks = product.group_bytes / kBlockInputs;
   for (int64_t panel = panels.first; panel < panels.last; ++panel)
     for (int64_t t = 0; t < frames; ++t) {
       const auto add_group = [&](int64_t g, int32_t* sums) {
         const int8_t* levels = in.levels + t * product.row_bytes() + g * product.group_bytes;
-        uint8_t bytes[64 * block_fields(1)];
-        for (int64_t block = 0; block < blocks; ++block) {
+        uint8_t bytes[64 * kBlockFields];
+        for (int64_t block = 0; block < blocks; ++block, levels += kBlockInputs) {
           unpack_stored(product, panel, g * blocks + block, bytes);
-          for (int64_t k = 0; k < step; k += 4) add_quad(levels + block * step + k, bytes + k * kPanel, kPanel, sums);
+          for (int64_t k = 0; k < kBlockInputs; k += 4) add_quad(levels + k, bytes + k * kPanel, kPanel, sums);
         }
       };
       multiply_panel(product, in, t, panel * kPanel, add_group, y);
