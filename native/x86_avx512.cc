@@ -16,6 +16,7 @@ namespace {
 #include "functions.h"
 
 #include "avx512_vectors.h"
+#include "vectors.h"
 
 SUBTONE_INLINE ints broadcast_quad(const int8_t* levels) {
   int32_t quad;
@@ -195,11 +196,13 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 }
 
 #include "avx512_attention.h"
-#include "avx512_convolutions.h"
+#include "vector_attention.h"
+#include "vector_convolutions.h"
 #include "avx512_integers.h"
 #include "avx512_integer_convolutions.h"
 #include "avx512_integer_attention.h"
 #include "avx512_numbers.h"
+#include "quotients.h"
 #include "rowwise.h"
 #include "window.h"
 #include "attention.h"
