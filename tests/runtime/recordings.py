@@ -57,10 +57,16 @@ def _case(
         state = after
 
 
-def _run(plan, before: np.ndarray, inputs: Sequence[np.ndarray], output: np.ndarray, after: np.ndarray) -> bytes:
+def _run(
+    plan, before: np.ndarray, inputs: Sequence[np.ndarray], output: np.ndarray, after: np.ndarray
+) -> bytes:
     rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
     return b"".join(
-        [_blob(rows), _numbers(plan.arena_bytes), *(_blob(array) for array in (before, *inputs, output, after))]
+        [
+            _blob(rows),
+            _numbers(plan.arena_bytes),
+            *(_blob(array) for array in (before, *inputs, output, after)),
+        ]
     )
 
 

@@ -2,7 +2,7 @@
 
 Python does not come along: programs are recorded with what NumPy makes of them, and replay.cc runs them through the C
 ABI, with every buffer at the end of readable memory. The scalar integer kernels are compiled for a processor without
-floating-point registers, of which issue native/check_no_floats.sh speaks; NEON's beside them in the same library.
+floating-point registers, as native/check_no_floats.sh does on x86-64; NEON's are beside them in the same library.
 
 Needs a cross compiler and an emulator (Debian: g++-aarch64-linux-gnu and qemu-user), and is skipped without them.
 """
@@ -10,7 +10,9 @@ Needs a cross compiler and an emulator (Debian: g++-aarch64-linux-gnu and qemu-u
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +80,9 @@ def float_cases():
     for seed in range(80):
         rng = np.random.default_rng(seed)
         can_stream = seed % 4 == 0
-        program, constants = random_program(rng, 1 + seed % 11, num_inputs=1 + seed % 2, can_stream=can_stream)
+        program, constants = random_program(
+            rng, 1 + seed % 11, num_inputs=1 + seed % 2, can_stream=can_stream
+        )
         wholes = [inputs_of(rng, program, frames) for frames in (1, int(rng.integers(2, 40)))]
         yield program, constants, wholes, steps_of(inputs_of(rng, program, 19)) if can_stream else ()
 
@@ -116,7 +120,7 @@ def steps_of(inputs: list[np.ndarray]):
     cuts = (0, 1, 8, 8, len(inputs[0]))
     return [
         ([rows[first:last] for rows in inputs], last == len(inputs[0]))
-        for first, last in zip(cuts, cuts[1:], strict=False)
+        for first, last in itertools.pairwise(cuts)
     ]
 
 
@@ -136,6 +140,22 @@ def test_neon_and_scalar_kernels_give_the_bits_of_the_definition(emulated, tmp_p
     file.write_bytes(recording(recorded))
     runs = 2 * sum(len(wholes) + len(steps) for _, _, wholes, steps in recorded)  # on one thread and on two
     assert replayed(emulated, file) == (0, f"neon {runs}\nscalar {runs}\n")
+
+
+def test_integer_kernels_touch_no_floating_point_register(emulated):
+    """What the compiler was told (-mgeneral-regs-only), read from its machine code; the float kernels are full of them."""
+
+    def uses_floats(source: str) -> bool:
+        compiled = ROOT / "build" / "aarch64" / "CMakeFiles" / "subtone.dir" / "native" / f"{source}.o"
+        command = [tool("aarch64-linux-gnu-objdump"), "-d", "--no-show-raw-insn", str(compiled)]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        operands = [line.split("\t", 2)[2] for line in code.splitlines() if line.count("\t") == 2]
+        assert len(operands) > 1000
+        # A jump names its target in hexadecimal digits, then in angle brackets.
+        return any(re.search(r"\b[qvdshb]\d+\b", text) for text in operands if "<" not in text)
+
+    assert uses_floats("scalar.cc")
+    assert not uses_floats("scalar_integers.cc")
 
 
 def test_one_wrong_bit_is_found(emulated, tmp_path):
