@@ -75,19 +75,19 @@ void integer_multiply(const IntegerProduct& product, const uint8_t* levels, cons
                       Span panels, int32_t* y) {
   const int64_t row_bytes = product.row_bytes();
   const auto finish = product.finish.is_upper ? finish_rows<true> : finish_rows<false>;
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
-    for (int64_t t = 0; t < frames; t += kQuadFrames) {
-      const int64_t rows = smaller(kQuadFrames, frames - t);
-      const AddQuads add_quads = kAddQuads<true>[rows - 1];
+  for (int64_t t = 0; t < frames; t += kQuadFrames) {
+    const int64_t rows = smaller(kQuadFrames, frames - t);
+    const AddQuads add_quads = kAddQuads<true>[rows - 1];
+    alignas(64) SpreadRows spread_rows;
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
       const int8_t* weights = product.panels + n0 * product.quads * 4;
       alignas(64) int32_t sums[kQuadFrames][kPanel];
       alignas(64) PanelTotals totals;
-      alignas(64) SpreadRows spread_rows;
       for (int64_t g = 0; g < product.groups; ++g) {
         const int64_t at = g * product.padded_outputs + n0, end = product.last_quad(g);
         for (int64_t r = 0; r < rows; ++r)
-          for (int64_t n = 0; n < width; ++n) sums[r][n] = product.start[at + n];
+          for (int64_t n = 0; n < width; n += kWidth) store(sums[r] + n, load(product.start + at + n));
         for (int64_t quad = product.first_quad(g), next; quad < end; quad = next) {
           next = spread_rows.reach<false>(levels + t * row_bytes, row_bytes, rows, quad, end, row_bytes / 4);
           for (int64_t n = 0; n < width; n += kLanes)

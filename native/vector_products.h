@@ -68,22 +68,23 @@ SUBTONE_INLINE void add_group(const Product& product, const int32_t* sums, int64
   }
 }
 
+// Few rows after each other meet all panels: rows are spread once, and the weights of a layer stay in the second cache.
 void multiply(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
   const int64_t group_quads = product.group_bytes / 4, row_quads = product.row_bytes() / 4;
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
-    const uint8_t* weights = product.panels + n0 * product.row_bytes();
-    for (int64_t t = 0; t < frames; t += kQuadFrames) {
-      const int64_t rows = smaller(kQuadFrames, frames - t);
-      const AddQuads add_quads = kAddQuads<false>[rows - 1];
+  for (int64_t t = 0; t < frames; t += kQuadFrames) {
+    const int64_t rows = smaller(kQuadFrames, frames - t);
+    const AddQuads add_quads = kAddQuads<false>[rows - 1];
+    alignas(64) SpreadRows spread_rows;
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
+      const uint8_t* weights = product.panels + n0 * product.row_bytes();
       alignas(64) int32_t sums[kQuadFrames][kPanel];
       alignas(64) float total[kQuadFrames][kPanel] = {};
-      alignas(64) SpreadRows spread_rows;
       for (int64_t g = 0, quad = 0; g < product.groups; ++g) {
         const int32_t* level_sums = in.sums + t * product.groups + g;
         for (int64_t r = 0; r < rows; ++r) {
           const int32_t start = (kTaken - kLevelOffset) * level_sums[r * product.groups];
-          for (int64_t n = 0; n < width; ++n) sums[r][n] = start;
+          for (int64_t n = 0; n < width; n += kWidth) store(sums[r] + n, all_ints(start));
         }
         for (int64_t end = quad + group_quads, next; quad < end; quad = next) {
           next = spread_rows.reach<true>(in.levels + t * product.row_bytes(), product.row_bytes(), rows, quad, end,
