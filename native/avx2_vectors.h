@@ -1,4 +1,5 @@
-// Vectors of 8 floats or integers, and quads of bytes: what vectors.h and the loops behind it are written in, with AVX2.
+// Vectors of 8 floats or integers, and quads of bytes, with AVX2: what vectors.h and the loops behind it are written
+// in.
 //
 // Included inside the namespace of x86_avx2.cc. Bytes are multiplied as pairs of 16-bit numbers, by vpmaddwd, since
 // vpmaddubsw saturates: 2 * 255 * 127 passes 2^15. A product is at most 255 * 128 and a pair of them 2^16 - 2^8, which
@@ -78,7 +79,8 @@ SUBTONE_INLINE Totals load_totals(const int64_t* from) {
 
 // Numbers that are not below 0.
 SUBTONE_INLINE Totals widened(ints x) {
-  return {(longs)_mm256_blend_epi32((__m256i)x, _mm256_setzero_si256(), 0xAA), (longs)_mm256_srli_epi64((__m256i)x, 32)};
+  const __m256i numbers = (__m256i)x;
+  return {(longs)_mm256_blend_epi32(numbers, _mm256_setzero_si256(), 0xAA), (longs)_mm256_srli_epi64(numbers, 32)};
 }
 
 SUBTONE_INLINE ints lower_halves(const Totals& totals) {

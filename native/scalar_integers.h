@@ -1,7 +1,7 @@
 // The kernels of integer-only programs in plain C++, without a floating-point number.
 //
-// Included inside the namespace of scalar_integers.cc, after plain_levels.h. Totals are added as unsigned numbers: they wrap where a program
-// that nobody has checked lets them overflow, and are those of the definition in every other.
+// Included inside the namespace of scalar_integers.cc, after plain_levels.h. Totals are added as unsigned numbers: they
+// wrap where a program that nobody has checked lets them overflow, and are those of the definition in every other.
 
 int64_t wrapped_product(int64_t left, int64_t right) {
   return static_cast<int64_t>(static_cast<uint64_t>(left) * static_cast<uint64_t>(right));

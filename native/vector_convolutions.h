@@ -2,11 +2,11 @@
 //
 // One source for every instruction set. Included inside the namespace of each, after vectors.h.
 
-// kFrames output frames times kVectors vectors of a panel of a dense float convolution: the outputs from n on, for which
-// the panel has `weights` in rows of `width`.
+// kFrames output frames times kVectors vectors of a panel of a dense float convolution: the outputs from n0 on, whose
+// weights in the panel begin at `weights`, in rows of `width`.
 template <int kFrames, int kVectors>
-void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0, const float* weights,
-                int64_t width, float* y) {
+void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0,
+                const float* weights, int64_t width, float* y) {
   floats total[kFrames][kVectors];
   repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = all_floats(0.0f); }); });
   int64_t first_row = t0 * conv.stride - conv.padding;  // of the tap
@@ -116,9 +116,10 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
   all.last = larger(all.first, all.last);
   floats total[kFrames];
   repeat<kFrames>(SUBTONE_EACH(f) { total[f] = all_floats(0.0f); });
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {some.first, all.first}, weights, channels, total);
-  add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, row_step, all, weights, channels, total);
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {all.last, some.last}, weights, channels, total);
+  x += n0;
+  add_taps<kFrames, true>(conv, x, frames_in, first_row, row_step, {some.first, all.first}, weights, channels, total);
+  add_taps<kFrames, false>(conv, x, frames_in, first_row, row_step, all, weights, channels, total);
+  add_taps<kFrames, true>(conv, x, frames_in, first_row, row_step, {all.last, some.last}, weights, channels, total);
   repeat<kFrames>(SUBTONE_EACH(f) {
     store_lanes(y + (t0 + f * step) * conv.y_width + n0, channels, finished(conv.finish, n0, total[f]));
   });

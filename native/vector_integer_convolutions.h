@@ -33,7 +33,8 @@ SUBTONE_INLINE Quads ones_of(int64_t count) {
   return spread<true>(all_ints(count < 4 ? 0x01010101 >> 8 * (4 - count) : 0x01010101));
 }
 
-// kFrames outputs of a vector of channels, from n on. quads_at(f, tap): the bytes that taps tap .. tap + 3 of output f meet.
+// kFrames outputs of a vector of channels, from n on. quads_at(f, tap): the bytes that taps tap .. tap + 3 of output f
+// meet.
 template <int kFrames, bool kIsUpper, bool kHasCorrection, typename QuadsAt>
 SUBTONE_INLINE void channel_sums(const IntegerProduct& product, int64_t n, const Ending<kIsUpper>& ending,
                                  const QuadsAt& quads_at, int32_t* y) {

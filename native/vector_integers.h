@@ -13,16 +13,16 @@ SUBTONE_INLINE Totals times(const Totals& left, const Totals& right) {
           (longs)((long_words)left.second * (long_words)right.second)};
 }
 
-// What ends an op, for a vector of outputs. kIsUpper: all shifts are 32 or more, so that a result lies in the upper
-// half of its total, shifted by what is left of the shift; else results are clipped before they lose their own upper half.
+// What ends an op, for a vector of outputs. kIsUpper: all shifts are 32 or more, so that a result lies in the upper half
+// of its total, shifted by what is left of the shift; else results are clipped before they lose their own upper half.
 template <bool kIsUpper>
 struct Ending {
   Totals offset, shifts;
   ints shift, low, high;  // shifts less 32 with kIsUpper
 
   SUBTONE_INLINE Ending(const Requantize& finish, int64_t n)
-      : offset(load_totals(finish.offset + n)), shifts(widened(load(finish.shift + n))), shift(load(finish.shift + n) - 32),
-        low(all_ints(finish.low)), high(all_ints(finish.high)) {}
+      : offset(load_totals(finish.offset + n)), shifts(widened(load(finish.shift + n))),
+        shift(load(finish.shift + n) - 32), low(all_ints(finish.low)), high(all_ints(finish.high)) {}
 
   SUBTONE_INLINE explicit Ending(const IntegerPair& pair)
       : shifts(widened(all_ints(pair.shift))), shift(all_ints(pair.shift - 32)), low(all_ints(pair.low)),

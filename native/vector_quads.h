@@ -1,8 +1,8 @@
 // Products of bytes, four at a time, for instruction sets without vpdpbusd: AVX2 and NEON.
 //
-// Included inside the namespace of one instruction set, after vectors.h. Rows of levels are spread once (avx2_vectors.h,
-// neon_vectors.h) for all outputs of a panel; weights, which meet kQuadFrames rows, as they are loaded. Of weights and
-// levels one is unsigned; kTaken of each byte of it is missing in a product.
+// Included inside the namespace of one instruction set, after vectors.h. Rows of levels are spread (avx2_vectors.h,
+// neon_vectors.h) once for all outputs; weights, which meet kQuadFrames rows, as they are loaded. Of weights and levels
+// one is unsigned; kTaken of each byte of it is missing in a product.
 
 constexpr int64_t kQuadFrames = 4;     // rows x 16 outputs of sums: 8 of 16 registers, or 16 of 32
 constexpr int64_t kSpreadQuads = 256;  // of a row; 8 KiB of four rows with AVX2, which the first cache holds
@@ -32,7 +32,8 @@ struct SpreadRows {
 
   SUBTONE_INLINE Quads at(int64_t row, int64_t quad) const {
     Quads quads;
-    for (int plane = 0; plane < kPlanes; ++plane) quads.plane[plane] = all_ints(planes[row][plane][quad - window.first]);
+    quad -= window.first;
+    for (int plane = 0; plane < kPlanes; ++plane) quads.plane[plane] = all_ints(planes[row][plane][quad]);
     return quads;
   }
 

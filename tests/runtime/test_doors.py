@@ -112,7 +112,11 @@ def test_subtone_isa_forces_an_instruction_set(monkeypatch, isa):
 def test_every_instruction_set_of_the_processor_has_kernels_best_first():
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     flags = set(line.split(":")[1].split())
-    needs = {"avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, "avx2": {"avx2"}, "scalar": set()}
+    needs = {
+        "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+        "avx2": {"avx2"},
+        "scalar": set(),
+    }
     assert available_isas() == tuple(isa for isa, needed in needs.items() if needed <= flags)
 
 
