@@ -53,19 +53,3 @@ SUBTONE_INLINE Numbers where_negative(Numbers x, Numbers then, Numbers otherwise
 
 SUBTONE_INLINE Numbers product(Numbers x, Numbers y) { return {_mm512_mul_epi32(x.value, y.value)}; }
 SUBTONE_INLINE Numbers unsigned_product(Numbers x, Numbers y) { return {_mm512_mul_epu32(x.value, y.value)}; }
-
-// By Newton's rule: from a line that is within 1/17 of 2^46 / y, two steps give it within 1.2e-5 and never more than
-// it is, so that the quotient is the one sought or one less, which its remainder tells.
-SUBTONE_INLINE Numbers quotient(Numbers x, Numbers y) {
-  constexpr int64_t kStart = 1515870810, kSlope = 7710;  // 24 / 17 of 2^30, 8 / 17 of 2^14
-  const Numbers one = all(INT64_C(1) << 46);
-  Numbers inverse = all(kStart) - unsigned_product(y, all(kSlope));
-  for (int step = 0; step < 2; ++step) {
-    const Numbers rest = (one - unsigned_product(inverse, y)) >> 16;  // in units of 2^-30
-    inverse = inverse + (product(rest, inverse) >> 30);
-  }
-  const Numbers estimate = {_mm512_srli_epi64(unsigned_product(x, inverse).value, 46)};
-  const Numbers rest = x - unsigned_product(estimate, y);
-  const __mmask8 is_short = _mm512_cmpge_epi64_mask(rest.value, y.value);
-  return {_mm512_mask_add_epi64(estimate.value, is_short, estimate.value, _mm512_set1_epi64(1))};
-}

@@ -3,6 +3,11 @@
 
 #include <cstring>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "subtone.h"
 
 namespace subtone {
@@ -18,6 +23,22 @@ bool has_avx512vnni() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512vbmi() { return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
+
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2");
+}
+#elif defined(__aarch64__)
+// NEON itself is part of every such processor; its dot products of bytes are not.
+bool has_neon() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return true;  // what the whole library is compiled for
+#else
+  return false;
+#endif
+}
 #endif
 
 struct Isa {

@@ -1,9 +1,10 @@
 // What a kernel reads and writes: constants packed once at load, one layout for all instruction sets.
 //
 // Letters as in subtone.h: frames t, inputs k, outputs n, groups g. Files that are compiled for one
-// instruction set include nothing but this header, integers.h, the loops of rowwise.h, attention.h, functions.h and of
-// integer_*.h (all in a namespace that no other file sees) and <immintrin.h>: an inline function of the standard
-// library compiled there could be the copy the linker keeps for every other machine.
+// instruction set include nothing but this header, integers.h, loops in a namespace that no other file sees (of that
+// instruction set, vector*.h, plain_*.h, rowwise.h, attention.h, functions.h and integer_*.h) and <immintrin.h> or
+// <arm_neon.h>: an inline function of the standard library compiled there could be the copy the linker keeps for every
+// other machine.
 #ifndef SUBTONE_KERNELS_H
 #define SUBTONE_KERNELS_H
 

@@ -1,6 +1,6 @@
 // Where the bits of packed codes lie: weights of 1 to 7 bits.
 //
-// Included inside a namespace that no other file sees. A panel of 64 outputs is cut into fields of 64 weights, 16
+// Included inside a namespace that no other file sees, after kernels.h. A panel of 64 outputs is cut into fields of 64 weights, 16
 // outputs of 4 inputs, in the order of bytes: four fields, of outputs 0-15, 16-31, 32-47 and 48-63, then those of the
 // next four inputs. Eight fields are a block: `bits` vectors of 64 bytes without a bit to spare, those of an even
 // number in two halves. Byte i of each vector belongs to weight i of every field, so that one instruction takes a field
@@ -32,15 +32,26 @@ constexpr BitPlace bit_place(int bits, int field, int bit) {
   }
 }
 
-// Codes of one block, as bytes.
+// Codes of one block, as bytes. Bits of a field that lie side by side are moved together.
 inline void unpack_block(int bits, const uint8_t* block, uint8_t* codes) {
-  for (int field = 0; field < kBlockFields; ++field)
-    for (int i = 0; i < 64; ++i) {
-      int code = 0;
-      for (int bit = 0; bit < bits; ++bit) {
-        const BitPlace place = bit_place(bits, field, bit);
-        code |= (block[64 * place.vector + i] >> place.bit & 1) << bit;
+  for (int field = 0; field < kBlockFields; ++field, codes += 64)
+    for (int bit = 0, count; bit < bits; bit += count) {
+      const BitPlace place = bit_place(bits, field, bit);
+      for (count = 1; bit + count < bits; ++count) {
+        const BitPlace next = bit_place(bits, field, bit + count);
+        if (next.vector != place.vector || next.bit != place.bit + count) break;
       }
-      codes[64 * field + i] = static_cast<uint8_t>(code);
+      const uint8_t* from = block + 64 * place.vector;
+      const int mask = (1 << count) - 1;
+      for (int i = 0; i < 64; ++i) {
+        const int moved = (from[i] >> place.bit & mask) << bit;
+        codes[i] = static_cast<uint8_t>(bit ? codes[i] | moved : moved);
+      }
     }
+}
+
+// What is stored of the weights of block `block` of a panel, in the order of bytes.
+inline void unpack_stored(const Product& product, int64_t panel, int64_t block, uint8_t* bytes) {
+  unpack_block(product.bits, product.panels + panel * product.panel_bytes() + block * 64 * product.bits, bytes);
+  for (int i = 0; product.table && i < 64 * kBlockFields; ++i) bytes[i] = product.table[bytes[i]];
 }

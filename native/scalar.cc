@@ -9,13 +9,9 @@ namespace {
 #include "functions.h"
 #include "packed_layout.h"
 
-float finished(const Finish& finish, int64_t n, float value) {
-  value = value * finish.gain[n];
-  value = value + finish.bias[n];
-  return !finish.relu || value > 0.0f ? value : 0.0f;
-}
-
 int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
+
+#include "plain_rows.h"
 
 void quantize(const Product& product, const float* x, int64_t frames, const Levels& out) {
   constexpr float kSilent = 1.0f / (1ull << 50) / (1ull << 50);  // 2^-100
@@ -94,12 +90,6 @@ void multiply(const Product& product, const Levels& in, int64_t frames, Span pan
   }
 }
 
-// What is stored of the weights of block `block` of a panel, in the order of bytes.
-void unpack_stored(const Product& product, int64_t panel, int64_t block, uint8_t* bytes) {
-  unpack_block(product.bits, product.panels + panel * product.panel_bytes() + block * 64 * product.bits, bytes);
-  for (int i = 0; product.table && i < 64 * kBlockFields; ++i) bytes[i] = product.table[bytes[i]];
-}
-
 void multiply_codes(const Product& product, const Levels& in, int64_t frames, Span panels, float* y) {
   const int64_t blocks = product.group_bytes / kBlockInputs;
   for (int64_t panel = panels.first; panel < panels.last; ++panel)
@@ -176,29 +166,6 @@ void dense(const Convolution& conv, const float* x, int64_t frames_in, Span fram
   }
 }
 
-void affine(const Finish& finish, const float* x, int64_t frames, int64_t width, float* y) {
-  for (int64_t t = 0; t < frames; ++t, x += width, y += width)
-    for (int64_t n = 0; n < width; ++n) y[n] = finished(finish, n, x[n]);
-}
-
-void add(const float* x, const float* other, int64_t count, bool relu, float* y) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = x[i] + other[i];
-    y[i] = !relu || value > 0.0f ? value : 0.0f;
-  }
-}
-
-void relu(const float* x, int64_t count, float* y) {
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] > 0.0f ? x[i] : 0.0f;
-}
-
-void clip(const float* x, int64_t count, float low, float high, float* y) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = x[i] > low ? x[i] : low;
-    y[i] = value < high ? value : high;
-  }
-}
-
 void combine(const float* factors, int64_t factor_stride, int64_t num_sums, int64_t count, const float* rows,
              int64_t stride, int64_t width, float* y, int64_t y_stride) {
   for (int64_t q = 0; q < num_sums; ++q, factors += factor_stride, y += y_stride)
@@ -209,11 +176,6 @@ void combine(const float* factors, int64_t factor_stride, int64_t num_sums, int6
         for (int64_t j = 0; j < size; ++j) total[j] = total[j] + factors[i] * rows[i * stride + j0 + j];
       for (int64_t j = 0; j < size; ++j) y[j0 + j] = total[j];
     }
-}
-
-void transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
-  for (int64_t d = 0; d < columns; ++d)
-    for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
 }
 
 #include "rowwise.h"

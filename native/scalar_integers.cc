@@ -7,6 +7,7 @@ namespace scalar {
 
 static int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
 
+#include "plain_levels.h"
 #include "scalar_integers.h"
 #include "scalar_numbers.h"
 #include "window.h"

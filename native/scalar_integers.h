@@ -1,7 +1,7 @@
 // The kernels of integer-only programs in plain C++, without a floating-point number.
 //
-// Included inside the namespace of scalar.cc. Totals are added as unsigned numbers: they wrap where a program
-// that nobody has checked lets them overflow, and are those of the definition in every other.
+// Included inside the namespace of scalar_integers.cc, after plain_levels.h. Totals are added as unsigned numbers: they
+// wrap where a program that nobody has checked lets them overflow, and are those of the definition in every other.
 
 int64_t wrapped_product(int64_t left, int64_t right) {
   return static_cast<int64_t>(static_cast<uint64_t>(left) * static_cast<uint64_t>(right));
@@ -21,20 +21,6 @@ int32_t requantized(const IntegerPair& pair, int64_t total) {
 
 int32_t requantized(const Requantize& finish, int64_t n, int64_t total) {
   return clipped(wrapped_sum(total, finish.offset[n]) >> finish.shift[n], finish.low, finish.high);
-}
-
-void narrow(const int32_t* x, int64_t count, int32_t level_offset, uint8_t* levels) {
-  for (int64_t i = 0; i < count; ++i)
-    levels[i] = static_cast<uint8_t>(static_cast<uint32_t>(x[i]) + static_cast<uint32_t>(level_offset));
-}
-
-void integer_sums(const IntegerProduct& product, const uint8_t* levels, int64_t frames, int32_t* sums) {
-  for (int64_t t = 0; t < frames; ++t, levels += product.row_bytes())
-    for (int64_t g = 0; g < product.groups; ++g) {
-      int32_t sum = 0;
-      for (int64_t k = g * product.group_size; k < (g + 1) * product.group_size; ++k) sum += levels[k];
-      *sums++ = sum;
-    }
 }
 
 void integer_multiply(const IntegerProduct& product, const uint8_t* levels, const int32_t* level_sums, int64_t frames,
@@ -117,12 +103,6 @@ void integer_image_depthwise(const IntegerImageDepthwise& conv, const uint8_t* l
         total = wrapped_sum(total, wrapped_product(product.correction[n], static_cast<int32_t>(level_sum)));
       y[n] = requantized(product.finish, n, total);
     }
-}
-
-void integer_transpose(const int32_t* from, int64_t stride, int64_t rows, int64_t columns, int32_t* to,
-                       int64_t to_stride) {
-  for (int64_t d = 0; d < columns; ++d)
-    for (int64_t r = 0; r < rows; ++r) to[d * to_stride + r] = from[r * stride + d];
 }
 
 void integer_affine(const IntegerAffine& affine, const int32_t* x, int64_t frames, int64_t width, int32_t* y) {

@@ -21,6 +21,7 @@ namespace {
 #include "functions.h"
 
 #include "avx512_vectors.h"
+#include "vectors.h"
 
 float largest_magnitude(const float* x, int64_t count) {
   floats largest[4];
@@ -194,11 +195,13 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 }
 
 #include "avx512_attention.h"
-#include "avx512_convolutions.h"
+#include "vector_attention.h"
+#include "vector_convolutions.h"
 #include "avx512_integers.h"
 #include "avx512_integer_convolutions.h"
 #include "avx512_integer_attention.h"
 #include "avx512_numbers.h"
+#include "quotients.h"
 #include "rowwise.h"
 #include "window.h"
 #include "attention.h"

@@ -8,7 +8,7 @@ namespace SUBTONE_ISA {
 namespace {
 
 #include "avx512_vectors.h"
-
+#include "vectors.h"
 #include "avx512_packed.h"
 
 }  // namespace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -104,6 +105,19 @@ def test_the_library_is_found_in_the_folders_of_the_package(monkeypatch, tmp_pat
 def test_subtone_isa_forces_an_instruction_set(monkeypatch, isa):
     monkeypatch.setenv("SUBTONE_ISA", isa)
     assert load_engine(RELU, {}).isa == isa
+
+
+@needs_library
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of an x86-64 processor")
+def test_every_instruction_set_of_the_processor_has_kernels_best_first():
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    flags = set(line.split(":")[1].split())
+    needs = {
+        "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+        "avx2": {"avx2"},
+        "scalar": set(),
+    }
+    assert available_isas() == tuple(isa for isa, needed in needs.items() if needed <= flags)
 
 
 @needs_library

@@ -1,13 +1,14 @@
 // Float convolutions: dense, depthwise along frames, and depthwise over an image.
 //
-// Included inside the namespace of x86_avx512.cc, after avx512_vectors.h.
+// One source for every instruction set. Included inside the namespace of each, after vectors.h.
 
-// kFrames output frames times one panel of a dense float convolution.
+// kFrames output frames times kVectors vectors of a panel of a dense float convolution: the outputs from n0 on, whose
+// weights in the panel begin at `weights`, in rows of `width`.
 template <int kFrames, int kVectors>
-void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0, float* y) {
-  const float* weights = conv.panels + n0 * conv.planes * conv.kernel * conv.inputs;
+void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t n0,
+                const float* weights, int64_t width, float* y) {
   floats total[kFrames][kVectors];
-  repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = _mm512_setzero_ps(); }); });
+  repeat<kFrames>(SUBTONE_EACH(f) { repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = all_floats(0.0f); }); });
   int64_t first_row = t0 * conv.stride - conv.padding;  // of the tap
   for (int64_t tap = 0, end = conv.kernel; tap < conv.planes * conv.kernel; ++tap, first_row += conv.dilation) {
     if (tap == end) {
@@ -19,45 +20,57 @@ void dense_tile(const Convolution& conv, const float* x, int64_t frames_in, int6
       const int64_t row = first_row + f * conv.stride;
       rows[f] = row < 0 || row >= frames_in ? conv.zeros : x + row * conv.x_width;
     });
-    for (int64_t k = 0; k < conv.inputs; ++k, weights += kLanes * kVectors) {
+    for (int64_t k = 0; k < conv.inputs; ++k, weights += width) {
       floats part[kVectors];
-      repeat<kVectors>(SUBTONE_EACH(v) { part[v] = _mm512_loadu_ps(weights + kLanes * v); });
+      repeat<kVectors>(SUBTONE_EACH(v) { part[v] = load(weights + kWidth * v); });
       repeat<kFrames>(SUBTONE_EACH(f) {
-        const floats value = _mm512_set1_ps(rows[f][k]);
-        repeat<kVectors>(
-            SUBTONE_EACH(v) { total[f][v] = _mm512_add_ps(total[f][v], _mm512_mul_ps(value, part[v])); });
+        const floats value = all_floats(rows[f][k]);
+        repeat<kVectors>(SUBTONE_EACH(v) { total[f][v] = total[f][v] + value * part[v]; });
       });
     }
   }
   repeat<kFrames>(SUBTONE_EACH(f) {
     repeat<kVectors>(SUBTONE_EACH(v) {
-      const int64_t n = n0 + kLanes * v;
-      _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n, lanes(conv.outputs - n),
-                            finished(conv.finish, n, total[f][v]));
+      const int64_t n = n0 + kWidth * v;
+      store_lanes(y + (t0 + f) * conv.y_width + n, lanes(conv.outputs - n), finished(conv.finish, n, total[f][v]));
     });
   });
 }
 
-using DenseTile = void (*)(const Convolution&, const float*, int64_t, int64_t, int64_t, float*);
+using DenseTile = void (*)(const Convolution&, const float*, int64_t, int64_t, int64_t, const float*, int64_t, float*);
 
-// [vectors - 1][frames - 1]
-#define SUBTONE_TILES(v) \
-  {dense_tile<1, v>, dense_tile<2, v>, dense_tile<3, v>, dense_tile<4, v>, dense_tile<5, v>, dense_tile<6, v>}
-constexpr DenseTile kDenseTiles[4][kTileFrames] = {SUBTONE_TILES(1), SUBTONE_TILES(2), SUBTONE_TILES(3),
-                                                   SUBTONE_TILES(4)};
-#undef SUBTONE_TILES
+template <int kVectors>
+constexpr DenseTile kDenseTiles[kTileFrames] = {dense_tile<1, kVectors>, dense_tile<2, kVectors>,
+                                                dense_tile<3, kVectors>, dense_tile<4, kVectors>,
+                                                dense_tile<5, kVectors>, dense_tile<6, kVectors>};
+
+template <int kVectors = kLeastVectors>
+const DenseTile* dense_tiles(int64_t vectors) {
+  if constexpr (kVectors < kMostVectors)
+    if (vectors > kVectors) return dense_tiles<kVectors + kLeastVectors>(vectors);
+  return kDenseTiles<kVectors>;
+}
 
 void dense(const Convolution& conv, const float* x, int64_t frames_in, Span frames, Span panels, float* y) {
+  constexpr int64_t kMost = kMostVectors * kWidth;
   for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-    const int64_t n0 = panel * kPanel;
-    const auto& tiles = kDenseTiles[smaller(kPanel, conv.padded_outputs - n0) / kLanes - 1];
-    for (int64_t t = frames.first; t < frames.last; t += kTileFrames)
-      tiles[smaller(kTileFrames, frames.last - t) - 1](conv, x, frames_in, t, n0, y);
+    const int64_t n0 = panel * kPanel, width = smaller(kPanel, conv.padded_outputs - n0);
+    const float* weights = conv.panels + n0 * conv.planes * conv.kernel * conv.inputs;
+    for (int64_t n = 0; n < width; n += kMost) {
+      const DenseTile* tiles = dense_tiles(smaller(kMost, width - n) / kWidth);
+      for (int64_t t = frames.first; t < frames.last; t += kTileFrames)
+        tiles[smaller(kTileFrames, frames.last - t) - 1](conv, x, frames_in, t, n0 + n, weights + n, width, y);
+    }
   }
 }
 
 SUBTONE_INLINE void add_product(floats x, const float* weights, floats* total) {
-  *total = _mm512_add_ps(*total, _mm512_mul_ps(x, _mm512_loadu_ps(weights)));
+  *total = *total + x * load(weights);
+}
+
+// What tap 0 of channels n, n + 1, ... of a panel meets.
+SUBTONE_INLINE const float* weights_of(const Convolution& conv, int64_t n) {
+  return conv.panels + n / kLanes * kLanes * conv.planes * conv.kernel + n % kLanes;
 }
 
 // Number of taps j in 0 .. kernel - 1 with j * dilation < distance.
@@ -70,29 +83,28 @@ SUBTONE_INLINE int64_t taps_before(int64_t distance, int64_t dilation, int64_t k
 // beyond an end of x are left out: adding 0 * weight changes no bit of a sum that starts at +0.
 template <int kFrames, bool kChecked>
 SUBTONE_INLINE void add_taps(const Convolution& conv, const float* x, int64_t frames_in, int64_t first_row,
-                             int64_t row_step, Span taps, const float* weights, __mmask16 mask,
+                             int64_t row_step, Span taps, const float* weights, Lanes channels,
                              floats (&total)[kFrames]) {
   const int64_t x_width = conv.x_width, dilation = conv.dilation;
   for (int64_t tap = taps.first; tap < taps.last; ++tap) {
-    const floats weight = _mm512_loadu_ps(weights + kLanes * tap);
+    const floats weight = load(weights + kLanes * tap);
     const int64_t row = first_row + tap * dilation;
     repeat<kFrames>(SUBTONE_EACH(f) {
       const int64_t at = row + f * row_step;
       if (kChecked && (at < 0 || at >= frames_in)) return;
-      const floats part = _mm512_maskz_loadu_ps(mask, x + at * x_width);
-      total[f] = _mm512_add_ps(total[f], _mm512_mul_ps(part, weight));
+      total[f] = total[f] + load_lanes(channels, x + at * x_width) * weight;
     });
   }
 }
 
 constexpr int kDepthwiseFrames = 8;
 
-// Any tile: output frames t0, t0 + step, ... of 16 channels or fewer.
+// Any tile: output frames t0, t0 + step, ... of kWidth channels or fewer.
 template <int kFrames>
 void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, int64_t t0, int64_t step,
                     int64_t n0, float* y) {
-  const __mmask16 mask = lanes(conv.outputs - n0);
-  const float* weights = conv.panels + n0 * conv.kernel;
+  const Lanes channels = lanes(conv.outputs - n0);
+  const float* weights = weights_of(conv, n0);
   const int64_t dilation = conv.dilation, row_step = step * conv.stride;
   const int64_t first_row = t0 * conv.stride - conv.padding;
   const int64_t last_row = first_row + (kFrames - 1) * row_step;
@@ -103,16 +115,17 @@ void depthwise_tile(const Convolution& conv, const float* x, int64_t frames_in, 
   all.first = smaller(all.first, some.last);
   all.last = larger(all.first, all.last);
   floats total[kFrames];
-  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {some.first, all.first}, weights, mask, total);
-  add_taps<kFrames, false>(conv, x + n0, frames_in, first_row, row_step, all, weights, mask, total);
-  add_taps<kFrames, true>(conv, x + n0, frames_in, first_row, row_step, {all.last, some.last}, weights, mask, total);
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = all_floats(0.0f); });
+  x += n0;
+  add_taps<kFrames, true>(conv, x, frames_in, first_row, row_step, {some.first, all.first}, weights, channels, total);
+  add_taps<kFrames, false>(conv, x, frames_in, first_row, row_step, all, weights, channels, total);
+  add_taps<kFrames, true>(conv, x, frames_in, first_row, row_step, {all.last, some.last}, weights, channels, total);
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_mask_storeu_ps(y + (t0 + f * step) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
+    store_lanes(y + (t0 + f * step) * conv.y_width + n0, channels, finished(conv.finish, n0, total[f]));
   });
 }
 
-// The tile that most are: stride 1, 16 channels, all rows inside, at least 8 taps. With frames
+// The tile that most are: stride 1, all channels and rows inside, at least 8 taps. With frames
 // `dilation` apart, tap j of frame f reads row f + j: each row is loaded once and meets a run of 8
 // weights that lie together. By taps, as above, a row is loaded 8 times, from lines 2 KiB apart that
 // crowd the same sets of the first cache: two thirds of the speed.
@@ -120,24 +133,24 @@ void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, i
   constexpr int kFrames = kDepthwiseFrames;
   const int64_t row_step = conv.dilation * conv.x_width;
   const float* row = x + (t0 - conv.padding) * conv.x_width + n0;
-  const float* weights = conv.panels + n0 * conv.kernel;
+  const float* weights = weights_of(conv, n0);
   floats total[kFrames];
-  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = all_floats(0.0f); });
   // Frame f takes part from row f to row f + kernel - 1: first rows for ever more frames, ...
   repeat<kFrames - 1>(SUBTONE_EACH(r) {
-    const floats part = _mm512_loadu_ps(row);
+    const floats part = load(row);
     repeat<r + 1>(SUBTONE_EACH(f) { add_product(part, weights + kLanes * (r - f), &total[f]); });
     row += row_step;
   });
   weights += kLanes * (kFrames - 1);
   // ... then rows for all, `weights` being what frame 0 meets, ...
   for (int64_t r = kFrames - 1; r < conv.kernel; ++r, row += row_step, weights += kLanes) {
-    const floats part = _mm512_loadu_ps(row);
+    const floats part = load(row);
     repeat<kFrames>(SUBTONE_EACH(f) { add_product(part, weights - kLanes * f, &total[f]); });
   }
   // ... then rows for ever fewer.
   repeat<kFrames - 1>(SUBTONE_EACH(r) {
-    const floats part = _mm512_loadu_ps(row);
+    const floats part = load(row);
     repeat<kFrames - 1 - r>(SUBTONE_EACH(i) {
       constexpr int f = r + 1 + i;
       add_product(part, weights - kLanes * (f - r), &total[f]);
@@ -145,7 +158,7 @@ void depthwise_inner_tile(const Convolution& conv, const float* x, int64_t t0, i
     row += row_step;
   });
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_storeu_ps(y + (t0 + f * conv.dilation) * conv.y_width + n0, finished(conv.finish, n0, total[f]));
+    store(y + (t0 + f * conv.dilation) * conv.y_width + n0, finished(conv.finish, n0, total[f]));
   });
 }
 
@@ -161,9 +174,8 @@ void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span 
   const int64_t block_frames = larger(128 / tile, 1) * tile;
   for (int64_t block = frames.first; block < frames.last; block += block_frames) {
     const int64_t last = smaller(block + block_frames, frames.last);
-    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-      const int64_t n0 = panel * kLanes;
-      const bool has_inner = conv.stride == 1 && conv.kernel >= kDepthwiseFrames && n0 + kLanes <= conv.outputs;
+    for (int64_t n0 = panels.first * kLanes; n0 < smaller(panels.last * kLanes, conv.outputs); n0 += kWidth) {
+      const bool has_inner = conv.stride == 1 && conv.kernel >= kDepthwiseFrames && n0 + kWidth <= conv.outputs;
       for (int64_t phase = block; phase < smaller(block + step, last); ++phase)
         for (int64_t t = phase; t < last; t += tile) {
           const int64_t count = smaller(kDepthwiseFrames, (last - t + step - 1) / step);
@@ -177,30 +189,30 @@ void depthwise(const Convolution& conv, const float* x, int64_t frames_in, Span 
   }
 }
 
-// Output frames t0 .. t0 + kFrames - 1 of 16 channels of an image.
+// Output frames t0 .. t0 + kFrames - 1 of kWidth channels of an image.
 template <int kFrames>
 void image_tile(const Convolution& conv, const float* x, int64_t t0, int64_t n0, float* y) {
-  const __mmask16 mask = lanes(conv.outputs - n0);
-  const float* weights = conv.panels + n0 * conv.planes * conv.kernel;
+  const Lanes channels = lanes(conv.outputs - n0);
+  const float* weights = weights_of(conv, n0);
   floats total[kFrames];
-  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = _mm512_setzero_ps(); });
+  repeat<kFrames>(SUBTONE_EACH(f) { total[f] = all_floats(0.0f); });
   for (int64_t plane = 0; plane < conv.planes; ++plane)
     for (int64_t tap = 0; tap < conv.kernel; ++tap, weights += kLanes) {
       const float* row = x + (t0 * conv.stride + plane * conv.plane_rows + tap) * conv.x_width + n0;
       repeat<kFrames>(SUBTONE_EACH(f) {
-        add_product(_mm512_maskz_loadu_ps(mask, row + f * conv.stride * conv.x_width), weights, &total[f]);
+        add_product(load_lanes(channels, row + f * conv.stride * conv.x_width), weights, &total[f]);
       });
     }
   repeat<kFrames>(SUBTONE_EACH(f) {
-    _mm512_mask_storeu_ps(y + (t0 + f) * conv.y_width + n0, mask, finished(conv.finish, n0, total[f]));
+    store_lanes(y + (t0 + f) * conv.y_width + n0, channels, finished(conv.finish, n0, total[f]));
   });
 }
 
 void image_depthwise(const Convolution& conv, const float* x, Span frames, Span panels, float* y) {
   constexpr int kFrames = 4;
-  for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+  for (int64_t n0 = panels.first * kLanes; n0 < smaller(panels.last * kLanes, conv.outputs); n0 += kWidth) {
     int64_t t = frames.first;
-    for (; t + kFrames <= frames.last; t += kFrames) image_tile<kFrames>(conv, x, t, panel * kLanes, y);
-    for (; t < frames.last; ++t) image_tile<1>(conv, x, t, panel * kLanes, y);
+    for (; t + kFrames <= frames.last; t += kFrames) image_tile<kFrames>(conv, x, t, n0, y);
+    for (; t < frames.last; ++t) image_tile<1>(conv, x, t, n0, y);
   }
 }
