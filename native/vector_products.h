@@ -49,7 +49,7 @@ void quantize(const Product& product, const float* x, int64_t frames, const Leve
       }
       const ints level = levels_of(load_lanes(lanes(product.group_size - k), from + k), inverse);  // absent: 0
       sums = sums + level;
-      for (int i = 0; k < product.group_bytes; ++k, ++i) row[k] = static_cast<int8_t>(level[i]);
+      for (int i = 0; k < product.group_bytes; ++k, ++i) row[k] = i < kWidth ? static_cast<int8_t>(level[i]) : 0;
       int32_t sum = 0;
       for (int i = 0; i < kWidth; ++i) sum += sums[i];
       out.sums[t * product.groups + g] = sum;
