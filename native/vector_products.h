@@ -73,7 +73,6 @@ void multiply(const Product& product, const Levels& in, int64_t frames, Span pan
   const int64_t group_quads = product.group_bytes / 4, row_quads = product.row_bytes() / 4;
   for (int64_t t = 0; t < frames; t += kQuadFrames) {
     const int64_t rows = smaller(kQuadFrames, frames - t);
-    const AddQuads add_quads = kAddQuads<false>[rows - 1];
     alignas(64) SpreadRows spread_rows;
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
@@ -89,8 +88,7 @@ void multiply(const Product& product, const Levels& in, int64_t frames, Span pan
         for (int64_t end = quad + group_quads, next; quad < end; quad = next) {
           next = spread_rows.reach<true>(in.levels + t * product.row_bytes(), product.row_bytes(), rows, quad, end,
                                          row_quads);
-          for (int64_t n = 0; n < width; n += kLanes)
-            add_quads(weights + 4 * (quad * width + n), 4 * width, spread_rows, quad, next, sums[0] + n, kPanel);
+          add_panel<false>(rows, weights + 4 * quad * width, width, spread_rows, quad, next, sums[0]);
         }
         for (int64_t r = 0; r < rows; ++r)
           add_group(product, sums[r], level_sums[r * product.groups], g * product.padded_outputs + n0, width, total[r]);
