@@ -77,7 +77,6 @@ void integer_multiply(const IntegerProduct& product, const uint8_t* levels, cons
   const auto finish = product.finish.is_upper ? finish_rows<true> : finish_rows<false>;
   for (int64_t t = 0; t < frames; t += kQuadFrames) {
     const int64_t rows = smaller(kQuadFrames, frames - t);
-    const AddQuads add_quads = kAddQuads<true>[rows - 1];
     alignas(64) SpreadRows spread_rows;
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
@@ -90,8 +89,7 @@ void integer_multiply(const IntegerProduct& product, const uint8_t* levels, cons
           for (int64_t n = 0; n < width; n += kWidth) store(sums[r] + n, load(product.start + at + n));
         for (int64_t quad = product.first_quad(g), next; quad < end; quad = next) {
           next = spread_rows.reach<false>(levels + t * row_bytes, row_bytes, rows, quad, end, row_bytes / 4);
-          for (int64_t n = 0; n < width; n += kLanes)
-            add_quads(weights + 4 * n, 4 * width, spread_rows, quad, next, sums[0] + n, kPanel);
+          add_panel<true>(rows, weights, width, spread_rows, quad, next, sums[0]);
           weights += 4 * width * (next - quad);
         }
         for (int64_t n = 0; n < width; n += kWidth)

@@ -70,15 +70,8 @@ SUBTONE_INLINE void add_group(const Product& product, const int32_t* sums, int64
 
 constexpr int64_t kUnpackedQuads = 16;  // of packed weights at once: 4 KiB of bytes
 
-// sums[row][n] += what quads [first, last) of a panel add, weights in bytes.
-SUBTONE_INLINE void add_bytes(const uint8_t* weights, int64_t width, const SpreadRows& rows, Span quads,
-                              AddQuads add_quads, int32_t* sums) {
-  for (int64_t n = 0; n < width; n += kLanes)
-    add_quads(weights + 4 * n, 4 * width, rows, quads.first, quads.last, sums + n, kPanel);
-}
-
-// The same of packed weights.
-void add_packed(const Product& product, int64_t panel, const SpreadRows& rows, Span quads, AddQuads add_quads,
+// As add_panel, of packed weights.
+void add_packed(const Product& product, int64_t panel, const SpreadRows& rows, int64_t num_rows, Span quads,
                 int32_t* sums) {
   constexpr int64_t kQuads = kBlockInputs / 4;
   alignas(64) uint8_t bytes[kUnpackedQuads * 4 * kPanel];
@@ -86,7 +79,7 @@ void add_packed(const Product& product, int64_t panel, const SpreadRows& rows, S
     const int64_t last = smaller(first + kUnpackedQuads, quads.last);
     for (int64_t quad = first; quad < last; quad += kQuads)
       unpack_stored(product, panel, quad / kQuads, bytes + (quad - first) * 4 * kPanel);
-    add_bytes(bytes, kPanel, rows, {first, last}, add_quads, sums);
+    add_panel<false>(num_rows, bytes, kPanel, rows, first, last, sums);
   }
 }
 
@@ -96,7 +89,6 @@ void multiply_panels(const Product& product, const Levels& in, int64_t frames, S
   const int64_t group_quads = product.group_bytes / 4, row_quads = product.row_bytes() / 4;
   for (int64_t t = 0; t < frames; t += kQuadFrames) {
     const int64_t rows = smaller(kQuadFrames, frames - t);
-    const AddQuads add_quads = kAddQuads<false>[rows - 1];
     alignas(64) SpreadRows spread_rows;
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const int64_t n0 = panel * kPanel, width = smaller(kPanel, product.padded_outputs - n0);
@@ -113,9 +105,9 @@ void multiply_panels(const Product& product, const Levels& in, int64_t frames, S
           next = spread_rows.reach<true>(in.levels + t * product.row_bytes(), product.row_bytes(), rows, quad, end,
                                          row_quads);
           if constexpr (kIsPacked)
-            add_packed(product, panel, spread_rows, {quad, next}, add_quads, sums[0]);
+            add_packed(product, panel, spread_rows, rows, {quad, next}, sums[0]);
           else
-            add_bytes(weights + 4 * quad * width, width, spread_rows, {quad, next}, add_quads, sums[0]);
+            add_panel<false>(rows, weights + 4 * quad * width, width, spread_rows, quad, next, sums[0]);
         }
         for (int64_t r = 0; r < rows; ++r)
           add_group(product, sums[r], level_sums[r * product.groups], g * product.padded_outputs + n0, width, total[r]);

@@ -63,12 +63,12 @@ struct SpreadRows {
   }
 };
 
-// sums[row][16] += what quads [first, last) of kRows rows add for 16 outputs, whose weights lie in rows of quad_bytes.
+// sums[row][n] += what quads [first, last) of kRows rows add for kVectors vectors of outputs, whose weights lie in rows of
+// quad_bytes.
 // Where the levels are unsigned (kWeightsSigned), what each byte lost is added again: 128 times the sum of its weights.
-template <int kRows, bool kWeightsSigned>
+template <int kRows, bool kWeightsSigned, int kVectors = kLeastVectors>
 __attribute__((noinline)) void add_quads(const void* weights, int64_t quad_bytes, const SpreadRows& rows, int64_t first,
                                          int64_t last, int32_t* sums, int64_t sums_stride) {
-  constexpr int kVectors = kLeastVectors;
   ints total[kRows][kVectors], lost[kVectors] = {};
   repeat<kRows>(SUBTONE_EACH(r) {
     repeat<kVectors>(SUBTONE_EACH(v) { total[r][v] = load(sums + r * sums_stride + kWidth * v); });
@@ -99,3 +99,15 @@ using AddQuads = void (*)(const void*, int64_t, const SpreadRows&, int64_t, int6
 template <bool kWeightsSigned>
 constexpr AddQuads kAddQuads[kQuadFrames] = {add_quads<1, kWeightsSigned>, add_quads<2, kWeightsSigned>,
                                              add_quads<3, kWeightsSigned>, add_quads<4, kWeightsSigned>};
+
+// The same for `width` outputs of a panel. One row meets a whole panel at once, where there are registers for it: more
+// sums that do not wait for each other, and weights in the order in which they lie.
+template <bool kWeightsSigned>
+SUBTONE_INLINE void add_panel(int64_t num_rows, const void* weights, int64_t width, const SpreadRows& rows,
+                              int64_t first, int64_t last, int32_t* sums) {
+  if (num_rows == 1 && width == kPanel && !(kWeightsSigned && kTaken))
+    return add_quads<1, kWeightsSigned, kPanel / kWidth>(weights, 4 * width, rows, first, last, sums, kPanel);
+  const auto add = kAddQuads<kWeightsSigned>[num_rows - 1];
+  for (int64_t n = 0; n < width; n += kLanes)
+    add(static_cast<const char*>(weights) + 4 * n, 4 * width, rows, first, last, sums + n, kPanel);
+}
