@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "engine.h"
+#include "product.h"
 #include "split.h"
 
 using subtone::Convolution;
@@ -11,9 +12,6 @@ using subtone::PackedWeight;
 using subtone::Span;
 
 namespace subtone {
-
-int64_t block_frames(const Product& product);
-
 namespace {
 
 constexpr int64_t kBlockBytes = 64 * 1024;  // of levels a thread keeps: they share the second cache with the weights
@@ -46,6 +44,20 @@ int64_t block_frames(const Product& product) {
   const int64_t tiles = kBlockBytes / product.row_bytes() / kTileFrames;
   if (tiles < 1) return kTileFrames;
   return tiles * kTileFrames < kMaxBlockFrames ? tiles * kTileFrames : kMaxBlockFrames;
+}
+
+// Where the outputs are split, every worker quantizes all frames for itself: they are few.
+void multiply_share(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from,
+                    int64_t num_frames, int worker, int workers, float* to) {
+  const Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
+  const Share share = share_of(num_frames, panels_of(product), worker, workers);
+  const int64_t step = block_frames(product);
+  if (share.panels.first == share.panels.last) return;
+  for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
+    const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
+    kernels.quantize(product, from + t * product.inputs, count, levels);
+    kernels.multiply(product, levels, count, share.panels, to + t * product.outputs);
+  }
 }
 
 }  // namespace subtone
@@ -201,20 +213,10 @@ void subtone_engine::execute_elementwise(const PackedOp& op, int worker) {
   }
 }
 
-// Where the outputs are split, every worker quantizes all frames for itself: they are few.
 void subtone_engine::multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker,
                               float* to) {
-  const subtone::Scratch& mine = scratch[static_cast<size_t>(worker)];
-  const subtone::Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
-  const int64_t panels = subtone::round_up(product.outputs, subtone::kPanel) / subtone::kPanel;
-  const auto share = subtone::share_of(num_frames, panels, worker, pool.workers());
-  const int64_t step = subtone::block_frames(product);
-  if (share.panels.first == share.panels.last) return;
-  for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
-    const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
-    kernels.quantize(product, from + t * product.inputs, count, levels);
-    kernels.multiply(product, levels, count, share.panels, to + t * product.outputs);
-  }
+  subtone::multiply_share(kernels, product, scratch[static_cast<size_t>(worker)], from, num_frames, worker,
+                          pool.workers(), to);
 }
 
 void subtone_engine::execute_weight(const PackedOp& op, int worker) {

@@ -94,6 +94,20 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
   return SUBTONE_OK;
 }
 
+// The inverse of what pack_product does to the codes of outputs that have a source each, in order.
+void unpack_product(const Product& product, int8_t* levels) {
+  for (int64_t n = 0; n < product.outputs; ++n) {
+    const int64_t panel = n / kPanel * kPanel;
+    const int64_t width = product.padded_outputs - panel < kPanel ? product.padded_outputs - panel : kPanel;
+    const uint8_t* from = product.panels + panel * product.row_bytes() + 4 * (n - panel);
+    for (int64_t g = 0; g < product.groups; ++g)
+      for (int64_t k = 0; k < product.group_size; ++k) {
+        const int64_t byte = g * product.group_bytes + k;
+        *levels++ = static_cast<int8_t>(from[byte / 4 * 4 * width + byte % 4] - kLevelOffset);
+      }
+  }
+}
+
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,
                          bool relu, PackedWeight* packed) {

@@ -1,0 +1,22 @@
+// An integer product as one worker computes its share, whoever asks for it: an engine or a product by itself.
+#ifndef SUBTONE_PRODUCT_H
+#define SUBTONE_PRODUCT_H
+
+#include "engine.h"
+
+namespace subtone {
+
+inline int64_t panels_of(const Product& product) { return round_up(product.outputs, kPanel) / kPanel; }
+
+// Frames whose levels a worker holds at once.
+int64_t block_frames(const Product& product);
+
+// Makes what a worker needs for `frames` frames at once; throws std::bad_alloc.
+void grow_for_product(const Product& product, int64_t frames, Scratch* part);
+
+// What `worker` of `workers` (share_of) computes of from (num_frames, inputs) -> to (num_frames, outputs).
+void multiply_share(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from,
+                    int64_t num_frames, int worker, int workers, float* to);
+
+}  // namespace subtone
+#endif

@@ -1,0 +1,148 @@
+// The C ABI of one product by itself, for a caller who has a program of his own (PyTorch): any thread, any time.
+//
+// Threads of its own for every product would be hundreds; so all products of the process share one crew. Whoever
+// finds it at work computes alone, which gives the same bits.
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+
+#include "dispatch.h"
+#include "guarded.h"
+#include "product.h"
+#include "split.h"
+
+struct subtone_product {
+  const subtone::Kernels& kernels;
+  subtone::PackedWeight weight;
+};
+
+namespace subtone {
+namespace {
+
+// Multiplications below which waking another thread costs more than it saves: about 10 microseconds of one core.
+constexpr int64_t kAlone = int64_t{1} << 21;
+
+struct Job {
+  const subtone_product& product;
+  const float* x;
+  int64_t frames;
+  int workers;
+  float* y;
+  std::atomic<bool> has_failed{false};
+};
+
+bool is_finite(const float* x, int64_t count) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones: NaN or an infinity
+  uint32_t found = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    uint32_t bits;
+    std::memcpy(&bits, x + k, sizeof(bits));
+    found |= (bits & kExponent) == kExponent;
+  }
+  return !found;
+}
+
+void work(void* given, int worker) {
+  thread_local Scratch mine;  // grows to the widest product that this thread has met
+  Job& job = *static_cast<Job*>(given);
+  const Product& product = job.product.weight.product;
+  try {
+    grow_for_product(product, block_frames(product), &mine);
+  } catch (const std::bad_alloc&) {
+    job.has_failed = true;
+    return;
+  }
+  multiply_share(job.product.kernels, product, mine, job.x, job.frames, worker, job.workers, job.y);
+  const Share share = share_of(job.frames, panels_of(product), worker, job.workers);
+  const int64_t first = share.panels.first * kPanel, end = share.panels.last * kPanel;
+  const int64_t last = end < product.outputs ? end : product.outputs;
+  if (first >= last) return;
+  for (int64_t t = share.frames.first; t < share.frames.last; ++t)
+    if (!is_finite(job.x + t * product.inputs, product.inputs))
+      for (int64_t n = first; n < last; ++n) job.y[t * product.outputs + n] = std::numeric_limits<float>::quiet_NaN();
+}
+
+// The threads that all products share, those of one process: a fork leaves them behind, with whatever they held.
+struct Crew {
+  const pid_t process = getpid();
+  std::mutex turn;
+  std::unique_ptr<Pool> pool;
+};
+
+// Never freed: its threads sleep until the process ends.
+Crew& crew() {
+  static std::atomic<Crew*> current{nullptr};
+  Crew* found = current.load(std::memory_order_acquire);
+  if (found && found->process == getpid()) return *found;
+  auto made = std::make_unique<Crew>();
+  return current.compare_exchange_strong(found, made.get()) ? *made.release() : *found;
+}
+
+void run(Job* job, int threads) {
+  if (threads > 1) {
+    Crew& ours = crew();
+    const std::unique_lock<std::mutex> turn(ours.turn, std::try_to_lock);
+    if (turn.owns_lock()) {
+      if (!ours.pool || ours.pool->workers() != threads) {
+        ours.pool.reset();
+        ours.pool = std::make_unique<Pool>(threads);
+      }
+      job->workers = threads;
+      return ours.pool->run(work, job);
+    }
+  }
+  job->workers = 1;
+  work(job, 0);
+}
+
+}  // namespace
+}  // namespace subtone
+
+extern "C" {
+
+int32_t subtone_product_create(const char* isa, const subtone_weight* weight, const float* bias,
+                               subtone_product** product) {
+  if (!isa || !weight || !product) return SUBTONE_NULL;
+  *product = nullptr;
+  if (weight->rows < 1 || weight->rows > SUBTONE_MAX_SIZE) return SUBTONE_SIZE;
+  const subtone::Kernels* kernels = subtone::find_kernels(isa);
+  if (!kernels) return SUBTONE_ISA;
+  return subtone::guarded([&] {
+    auto made = std::unique_ptr<subtone_product>(new subtone_product{*kernels, {}});
+    const int32_t status = subtone::pack_product(*weight, subtone::in_order(weight->rows), nullptr, bias, false,
+                                                 &made->weight);
+    if (status == SUBTONE_OK) *product = made.release();
+    return status;
+  });
+}
+
+int32_t subtone_product_run(const subtone_product* product, const float* x, int64_t frames, int32_t threads, float* y) {
+  if (!product) return SUBTONE_NULL;
+  if (frames < 0 || frames > SUBTONE_MAX_FRAMES || threads < 1 || threads > SUBTONE_MAX_THREADS) return SUBTONE_SIZE;
+  if (frames == 0) return SUBTONE_OK;
+  if (!x || !y) return SUBTONE_NULL;
+  const subtone::Product& its = product->weight.product;
+  const bool is_little = its.inputs * its.outputs < subtone::kAlone / frames;
+  return subtone::guarded([&] {
+    subtone::Job job = {*product, x, frames, 1, y};
+    subtone::run(&job, is_little ? 1 : threads);
+    return job.has_failed ? SUBTONE_MEMORY : SUBTONE_OK;
+  });
+}
+
+int32_t subtone_product_levels(const subtone_product* product, int8_t* levels) {
+  if (!product || !levels) return SUBTONE_NULL;
+  subtone::unpack_product(product->weight.product, levels);
+  return SUBTONE_OK;
+}
+
+int64_t subtone_product_bytes(const subtone_product* product) { return product ? product->weight.num_bytes() : 0; }
+
+void subtone_product_destroy(subtone_product* product) { delete product; }
+
+}  // extern "C"
