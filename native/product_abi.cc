@@ -1,7 +1,8 @@
 // The C ABI of one product by itself, for a caller who has a program of his own (PyTorch): any thread, any time.
 //
-// Threads of its own for every product would be hundreds; so all products of the process share one crew. Whoever
-// finds it at work computes alone, which gives the same bits.
+// Threads of its own for every product would be hundreds; so all products of the process share one crew, and whoever
+// finds it at work computes alone, which gives the same bits. Where the caller has an OpenMP run time, its threads are
+// better: they wait for the next piece of work by spinning, beside which threads of ours would have no core.
 #include <unistd.h>
 
 #include <atomic>
@@ -31,7 +32,6 @@ struct Job {
   const subtone_product& product;
   const float* x;
   int64_t frames;
-  int workers;
   float* y;
   std::atomic<bool> has_failed{false};
 };
@@ -47,9 +47,9 @@ bool is_finite(const float* x, int64_t count) {
   return !found;
 }
 
-void work(void* given, int worker) {
+void work(Job* given, int worker, int workers) {
   thread_local Scratch mine;  // grows to the widest product that this thread has met
-  Job& job = *static_cast<Job*>(given);
+  Job& job = *given;
   const Product& product = job.product.weight.product;
   try {
     grow_for_product(product, block_frames(product), &mine);
@@ -57,8 +57,8 @@ void work(void* given, int worker) {
     job.has_failed = true;
     return;
   }
-  multiply_share(job.product.kernels, product, mine, job.x, job.frames, worker, job.workers, job.y);
-  const Share share = share_of(job.frames, panels_of(product), worker, job.workers);
+  multiply_share(job.product.kernels, product, mine, job.x, job.frames, worker, workers, job.y);
+  const Share share = share_of(job.frames, panels_of(product), worker, workers);
   const int64_t first = share.panels.first * kPanel, end = share.panels.last * kPanel;
   const int64_t last = end < product.outputs ? end : product.outputs;
   if (first >= last) return;
@@ -66,6 +66,15 @@ void work(void* given, int worker) {
     if (!is_finite(job.x + t * product.inputs, product.inputs))
       for (int64_t n = first; n < last; ++n) job.y[t * product.outputs + n] = std::numeric_limits<float>::quiet_NaN();
 }
+
+// An OpenMP run time.
+struct Team {
+  subtone_parallel parallel;
+  int (*index)();
+  int (*size)();
+};
+
+std::atomic<const Team*> given_team{nullptr};
 
 // The threads that all products share, those of one process: a fork leaves them behind, with whatever they held.
 struct Crew {
@@ -83,21 +92,44 @@ Crew& crew() {
   return current.compare_exchange_strong(found, made.get()) ? *made.release() : *found;
 }
 
+bool run_by_crew(Job* job, int threads) {
+  Crew& ours = crew();
+  const std::unique_lock<std::mutex> turn(ours.turn, std::try_to_lock);
+  if (!turn.owns_lock()) return false;
+  if (!ours.pool || ours.pool->workers() != threads) {
+    ours.pool.reset();
+    ours.pool = std::make_unique<Pool>(threads);
+  }
+  struct Shared {
+    Job* job;
+    int threads;
+  } shared = {job, threads};
+  ours.pool->run(
+      [](void* all, int worker) {
+        const Shared& its = *static_cast<Shared*>(all);
+        work(its.job, worker, its.threads);
+      },
+      &shared);
+  return true;
+}
+
 void run(Job* job, int threads) {
   if (threads > 1) {
-    Crew& ours = crew();
-    const std::unique_lock<std::mutex> turn(ours.turn, std::try_to_lock);
-    if (turn.owns_lock()) {
-      if (!ours.pool || ours.pool->workers() != threads) {
-        ours.pool.reset();
-        ours.pool = std::make_unique<Pool>(threads);
-      }
-      job->workers = threads;
-      return ours.pool->run(work, job);
+    if (const Team* team = given_team.load(std::memory_order_acquire)) {
+      struct Shared {
+        Job* job;
+        const Team* team;
+      } shared = {job, team};
+      return team->parallel(
+          [](void* all) {
+            const Shared& its = *static_cast<Shared*>(all);
+            work(its.job, its.team->index(), its.team->size());
+          },
+          &shared, static_cast<unsigned>(threads), 0);
     }
+    if (run_by_crew(job, threads)) return;
   }
-  job->workers = 1;
-  work(job, 0);
+  work(job, 0, 1);
 }
 
 }  // namespace
@@ -129,9 +161,21 @@ int32_t subtone_product_run(const subtone_product* product, const float* x, int6
   const subtone::Product& its = product->weight.product;
   const bool is_little = its.inputs * its.outputs < subtone::kAlone / frames;
   return subtone::guarded([&] {
-    subtone::Job job = {*product, x, frames, 1, y};
+    subtone::Job job = {*product, x, frames, y};
     subtone::run(&job, is_little ? 1 : threads);
     return job.has_failed ? SUBTONE_MEMORY : SUBTONE_OK;
+  });
+}
+
+int32_t subtone_product_team(subtone_parallel parallel, int (*index)(void), int (*size)(void)) {
+  if (!parallel && !index && !size) {
+    subtone::given_team.store(nullptr, std::memory_order_release);
+    return SUBTONE_OK;
+  }
+  if (!parallel || !index || !size) return SUBTONE_NULL;
+  return subtone::guarded([&] {  // never freed: somebody may be running on it
+    subtone::given_team.store(new subtone::Team{parallel, index, size}, std::memory_order_release);
+    return SUBTONE_OK;
   });
 }
 

@@ -268,10 +268,16 @@ SUBTONE_API int32_t subtone_product_create(const char* isa, const subtone_weight
 
 /* x (frames, columns) -> y (frames, rows), both the caller's, apart and contiguous. A row of x that holds NaN or an
  * infinity gives a row of NaN. Any number of threads may run any products at the same time: one of them has the
- * process's other threads, up to `threads` with its own, the rest work alone; the bits are the same. Beside the rows
- * there is nothing to plan: what a thread needs is allocated once and kept. */
+ * process's other threads, up to `threads` with its own, the rest work alone; the bits are the same. What a thread needs
+ * beside the rows is allocated once and kept. */
 SUBTONE_API int32_t subtone_product_run(const subtone_product* product, const float* x, int64_t frames,
                                         int32_t threads, float* y);
+
+/* Runs all products of the process on the threads of an OpenMP run time, which the caller uses for other work: parallel,
+ * index and size are its GOMP_parallel, omp_get_thread_num and omp_get_num_threads. All null: threads of the library's
+ * own, as before the first call. */
+typedef void (*subtone_parallel)(void (*work)(void* job), void* job, unsigned threads, unsigned flags);
+SUBTONE_API int32_t subtone_product_team(subtone_parallel parallel, int (*index)(void), int (*size)(void));
 
 /* The levels that were packed, (rows, columns) as `weight` had them. */
 SUBTONE_API int32_t subtone_product_levels(const subtone_product* product, int8_t* levels);

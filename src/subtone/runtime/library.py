@@ -163,6 +163,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (ctypes.c_char_p, ctypes.POINTER(WeightRecord), _Address, ctypes.POINTER(_Handle)),
     ),
     "subtone_product_run": (_Status, (_Handle, _Address, ctypes.c_int64, ctypes.c_int32, _Address)),
+    "subtone_product_team": (_Status, (_Address, _Address, _Address)),
     "subtone_product_levels": (_Status, (_Handle, _Address)),
     "subtone_product_bytes": (ctypes.c_int64, (_Handle,)),
     "subtone_product_destroy": (None, (_Handle,)),

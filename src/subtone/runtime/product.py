@@ -129,3 +129,20 @@ class PackedProduct:
         status = self._library.subtone_product_run(self._handle, x_address, frames, threads, y_address)
         if status:
             native.require_ok(self._library, status, f"multiplying {frames} frames")
+
+
+TEAM = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+"""Of an OpenMP run time, what products need to run on its threads."""
+
+
+def share_threads(openmp: ctypes.CDLL | None) -> bool:
+    """Whether all products of this process run on the threads of a library's OpenMP run time from now on.
+
+    They do where it has one of GCC's interface; else, and for None, on threads of their own.
+    """
+    library = native.load_library(native.require_library())
+    found = [getattr(openmp, name, None) for name in TEAM]
+    team = [ctypes.cast(function, ctypes.c_void_p) for function in found if function is not None]
+    is_whole = len(team) == len(TEAM)
+    native.require_ok(library, library.subtone_product_team(*(team if is_whole else [None] * 3)), "sharing threads")
+    return is_whole

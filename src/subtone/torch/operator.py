@@ -13,14 +13,16 @@ one opaque step. A gradient does not exist: integers have none, and packed weigh
 
 from __future__ import annotations
 
+import ctypes
 import secrets
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subtone.runtime.product import PackedProduct
+from subtone.runtime.product import PackedProduct, share_threads
 
 NAME = "subtone::linear"
 _products: weakref.WeakValueDictionary[int, PackedProduct] = weakref.WeakValueDictionary()
@@ -91,6 +93,13 @@ def _no_gradient(context: Any, gradient: Tensor) -> None:
     )
 
 
+def _threads_of_torch() -> ctypes.CDLL | None:
+    """The library whose OpenMP run time torch's own operators run on."""
+    where = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return ctypes.CDLL(str(where)) if where.exists() else None
+
+
+share_threads(_threads_of_torch())
 _library.define(f"{NAME.partition('::')[2]}(Tensor x, Tensor product, int outputs) -> Tensor")
 _library.impl("linear", _linear_on_cpu, "CPU")
 _library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")
