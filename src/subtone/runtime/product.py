@@ -56,7 +56,9 @@ class PackedProduct:
         isa: str | None = None,
     ) -> None:
         if max(weight.shape[2:], default=1) > 1:
-            raise ValueError(f"shape={weight.shape} is a kernel of several taps; pack (out, in) or (out, in, 1)")
+            raise ValueError(
+                f"shape={weight.shape} is a kernel of several taps; pack (out, in) or (out, in, 1)"
+            )
         if not 2 <= activation_bits <= 8:
             raise ValueError(f"activation_bits={activation_bits} must be 2 to 8; a product meets no floats")
         if weight.num_columns > MAX_INTEGER_INPUTS:
@@ -144,5 +146,7 @@ def share_threads(openmp: ctypes.CDLL | None) -> bool:
     found = [getattr(openmp, name, None) for name in TEAM]
     team = [ctypes.cast(function, ctypes.c_void_p) for function in found if function is not None]
     is_whole = len(team) == len(TEAM)
-    native.require_ok(library, library.subtone_product_team(*(team if is_whole else [None] * 3)), "sharing threads")
+    native.require_ok(
+        library, library.subtone_product_team(*(team if is_whole else [None] * 3)), "sharing threads"
+    )
     return is_whole

@@ -52,7 +52,7 @@ def linear(x: Tensor, product: Tensor, outputs: int) -> Tensor:
 
 
 def _linear_on_cpu(x: Tensor, product: Tensor, outputs: int) -> Tensor:
-    packed = _products.get(product.item())  # type: ignore[call-overload]
+    packed = _products.get(int(product.item()))
     if packed is None:
         raise ValueError(
             "product is none of this process: the layer is gone, or a saved graph was loaded; "
@@ -79,7 +79,10 @@ def _as_floats(x: Tensor) -> Tensor:
 
 
 def _linear_elsewhere(x: Tensor, product: Tensor, outputs: int) -> Tensor:
-    raise ValueError(f"x is on {x.device}, product on {product.device}; packed layers compute on the CPU, use .cpu()")
+    raise ValueError(
+        f"x is {x.layout} on {x.device}, product on {product.device}; packed layers take dense floats on the CPU, "
+        "use .to_dense() or .cpu()"
+    )
 
 
 def _linear_shape(x: Tensor, product: Tensor, outputs: int) -> Tensor:

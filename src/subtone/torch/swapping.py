@@ -111,8 +111,6 @@ def accelerate(
     if not swaps:
         reasons = "; ".join(sorted(set(left.values()))) or "the recipe quantizes nothing"
         raise ValueError(f"no layer can be packed ({reasons}); use a recipe with activations = 'dynamic'")
-    if "" in swaps:
-        raise ValueError("the model is one layer, which has no place to be swapped in; put it into nn.Sequential")
     with torch.no_grad():
         for path in left.keys() & weights.keys():
             weights[path].parameter.copy_(torch.from_numpy(quantization.weights[path].dequantize()))
@@ -136,11 +134,17 @@ def _quantized(
     network: nn.Module = model.network if isinstance(model, Checkpoint) else model
     if network.training:
         raise ValueError("the model is in training mode, and packed layers do not train; call eval() first")
+    if next(network.children(), None) is None:
+        raise ValueError(
+            "the model is one layer, which has no place to be swapped in; put it into nn.Sequential"
+        )
     if any(isinstance(module, PackedLayer) for module in network.modules()):
         raise ValueError("the model is accelerated already; make it anew to quantize it in another way")
     elsewhere = next((value for value in network.parameters() if value.device.type != "cpu"), None)
     if elsewhere is not None:
-        raise ValueError(f"the model is on {elsewhere.device}; packed layers compute on the CPU, call .cpu() first")
+        raise ValueError(
+            f"the model is on {elsewhere.device}; packed layers compute on the CPU, call .cpu() first"
+        )
     own = model.quantization if isinstance(model, Checkpoint) else None
     if own is not None and how is not None:
         raise ValueError("the checkpoint is quantized already; leave out the recipe")
@@ -159,7 +163,9 @@ def _recipe(where: str | Path) -> Recipe:
         return Recipe.load(where)
     shipped = shipped_recipes()
     if str(where) not in shipped:
-        raise ValueError(f"recipe {where} is neither a file nor shipped; `subtone methods` lists those that are")
+        raise ValueError(
+            f"recipe {where} is neither a file nor shipped; `subtone methods` lists those that are"
+        )
     return Recipe.load(shipped[str(where)])
 
 
@@ -169,12 +175,12 @@ def _children_of(network: nn.Module, kind: type[nn.Module]) -> set[nn.Module]:
 
 def _obstacle(weight: Weight, module: nn.Module, activation_bits: int) -> str | None:
     """Why the weight that `module` holds cannot be packed in its place; None where it can."""
-    if not activation_bits:
-        return "met by float activations"
     if weight_kind(module, "weight") not in ("linear", "pointwise") or weight.name != "weight":
-        return f"of {type(module).__name__}, for which there is no packed layer"
+        return f"of {type(module).__name__} ({weight.kind}), for which there is no packed layer"
+    if not activation_bits:
+        return "met by float activations, as the recipe has it"
     if type(module) not in (nn.Linear, nn.Conv1d):
-        return f"of {type(module).__name__}, a class of its own"
+        return f"of {type(module).__name__}, a class with a forward of its own"
     if getattr(module, "parametrizations", None):
         return "computed anew from other parameters, and float"
     if module._forward_hooks or module._forward_pre_hooks:
