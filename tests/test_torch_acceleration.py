@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,7 @@ def test_a_quantized_checkpoint_needs_no_recipe():
     found = subtone.accelerate(quantized)
     assert found.packed
     assert all(isinstance(quantized.network.get_submodule(path), PackedConv1d) for path in found.packed)
-    assert {reason for reason in found.left.values()} == {
-        "of Conv1d (depthwise), for which there is no packed layer"
-    }
+    assert set(found.left.values()) == {"of Conv1d (depthwise), for which there is no packed layer"}
     x = torch.randn(1, 64, 50)
     lengths = torch.tensor([50])
     with torch.inference_mode():
@@ -167,7 +166,7 @@ def test_what_no_packed_layer_takes_is_named_and_decoded():
     before = {name: part.clone() for name, part in model.state_dict().items()}
     found = subtone.accelerate(model, recipe(4))
     assert found.packed == ("point",)
-    reasons = {path: reason for path, reason in found.left.items()}
+    reasons = dict(found.left)
     no_layer = "for which there is no packed layer"
     assert reasons["wide.weight"] == f"of Conv1d (conv), {no_layer}"
     assert reasons["depth.weight"] == f"of Conv1d (depthwise), {no_layer}"
@@ -232,6 +231,17 @@ def test_found_shifts_and_clips_are_served():
 def test_a_recipe_may_be_named_or_a_file():
     for how in ("ptq-w8", RECIPES / "ptq-w8.toml", str(RECIPES / "ptq-w8.toml")):
         assert subtone.accelerate(mlp(), how).quantization.recipe["name"] == "ptq-w8"
+
+
+def test_the_readmes_lines_run_on_a_model_of_transformers(capsys):
+    readme = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
+    lines = readme.partition("### Inside PyTorch\n")[2].partition("\n    ")[2].partition("\n\n")[0]
+    model, features = hugging_face("parakeet")
+    names = {"model": model, "features": features}
+    exec(textwrap.dedent("    " + lines), names)
+    assert names["logits"].shape == (2, 10, 11)
+    # Two feed-forward modules of 2, attention of 5, two pointwise convolutions, and the one behind the subsampling.
+    assert capsys.readouterr().out.startswith("12 layers packed: ")
 
 
 def test_bytes_are_those_of_the_layers():
