@@ -46,17 +46,15 @@ int64_t block_frames(const Product& product) {
   return tiles * kTileFrames < kMaxBlockFrames ? tiles * kTileFrames : kMaxBlockFrames;
 }
 
-// Where the outputs are split, every worker quantizes all frames for itself: they are few.
-void multiply_share(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from,
-                    int64_t num_frames, int worker, int workers, float* to) {
+void multiply_rows(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from, Span frames,
+                   Span panels, float* to) {
   const Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
-  const Share share = share_of(num_frames, panels_of(product), worker, workers);
   const int64_t step = block_frames(product);
-  if (share.panels.first == share.panels.last) return;
-  for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
-    const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
+  if (panels.first == panels.last) return;
+  for (int64_t t = frames.first; t < frames.last; t += step) {
+    const int64_t count = t + step < frames.last ? step : frames.last - t;
     kernels.quantize(product, from + t * product.inputs, count, levels);
-    kernels.multiply(product, levels, count, share.panels, to + t * product.outputs);
+    kernels.multiply(product, levels, count, panels, to + t * product.outputs);
   }
 }
 
@@ -213,10 +211,11 @@ void subtone_engine::execute_elementwise(const PackedOp& op, int worker) {
   }
 }
 
+// Where the outputs are split, every worker quantizes all frames for itself: they are few.
 void subtone_engine::multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker,
                               float* to) {
-  subtone::multiply_share(kernels, product, scratch[static_cast<size_t>(worker)], from, num_frames, worker,
-                          pool.workers(), to);
+  const auto share = subtone::share_of(num_frames, subtone::panels_of(product), worker, pool.workers());
+  subtone::multiply_rows(kernels, product, scratch[static_cast<size_t>(worker)], from, share.frames, share.panels, to);
 }
 
 void subtone_engine::execute_weight(const PackedOp& op, int worker) {

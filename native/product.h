@@ -1,4 +1,4 @@
-// An integer product as one worker computes its share, whoever asks for it: an engine or a product by itself.
+// An integer product as one worker computes its part, whoever asks for it: an engine or a product by itself.
 #ifndef SUBTONE_PRODUCT_H
 #define SUBTONE_PRODUCT_H
 
@@ -14,9 +14,9 @@ int64_t block_frames(const Product& product);
 // Makes what a worker needs for `frames` frames at once; throws std::bad_alloc.
 void grow_for_product(const Product& product, int64_t frames, Scratch* part);
 
-// What `worker` of `workers` (share_of) computes of from (num_frames, inputs) -> to (num_frames, outputs).
-void multiply_share(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from,
-                    int64_t num_frames, int worker, int workers, float* to);
+// Rows `frames` of from (all rows, inputs) times the outputs `panels` -> to (all rows, outputs).
+void multiply_rows(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from, Span frames,
+                   Span panels, float* to);
 
 }  // namespace subtone
 #endif

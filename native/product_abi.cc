@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -47,24 +46,34 @@ bool is_finite(const float* x, int64_t count) {
   return !found;
 }
 
+// Rows that are not finite never reach a kernel, whose numbers would be unspecified.
 void work(Job* given, int worker, int workers) {
   thread_local Scratch mine;  // grows to the widest product that this thread has met
   Job& job = *given;
   const Product& product = job.product.weight.product;
+  const Share share = share_of(job.frames, panels_of(product), worker, workers);
+  const int64_t first = share.panels.first * kPanel, end = share.panels.last * kPanel, step = block_frames(product);
+  const int64_t last = end < product.outputs ? end : product.outputs;
+  if (first >= last) return;
   try {
-    grow_for_product(product, block_frames(product), &mine);
+    grow_for_product(product, step, &mine);
   } catch (const std::bad_alloc&) {
     job.has_failed = true;
     return;
   }
-  multiply_share(job.product.kernels, product, mine, job.x, job.frames, worker, workers, job.y);
-  const Share share = share_of(job.frames, panels_of(product), worker, workers);
-  const int64_t first = share.panels.first * kPanel, end = share.panels.last * kPanel;
-  const int64_t last = end < product.outputs ? end : product.outputs;
-  if (first >= last) return;
-  for (int64_t t = share.frames.first; t < share.frames.last; ++t)
-    if (!is_finite(job.x + t * product.inputs, product.inputs))
-      for (int64_t n = first; n < last; ++n) job.y[t * product.outputs + n] = std::numeric_limits<float>::quiet_NaN();
+  const auto is_row_finite = [&](int64_t t) { return is_finite(job.x + t * product.inputs, product.inputs); };
+  for (int64_t t = share.frames.first; t < share.frames.last;) {
+    int64_t behind = t;
+    while (behind < share.frames.last && behind - t < step && is_row_finite(behind)) ++behind;
+    if (behind > t) {
+      multiply_rows(job.product.kernels, product, mine, job.x, {t, behind}, share.panels, job.y);
+      t = behind;
+      continue;
+    }
+    float* row = job.y + t * product.outputs;
+    for (int64_t n = first; n < last; ++n) row[n] = std::numeric_limits<float>::quiet_NaN();
+    ++t;
+  }
 }
 
 // An OpenMP run time.
