@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import integer_tables
+from in_torch_tables import in_torch_lines
 from loss_tables import loss_lines
 from markdown_rows import source_line as _source
 from markdown_rows import table as _table
@@ -270,6 +271,7 @@ def results_page() -> str:
             *drift_lines(drift),
             *loss_lines(newest("rnnt_loss")),
             *integer_lines(),
+            *(line for one in oldest_first("in_torch")[-1:] for line in in_torch_lines(one)),
             "## The demo",
             "",
             "`make demo`: a spoken corpus, voices that training never heard.",

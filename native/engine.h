@@ -93,8 +93,6 @@ struct subtone_engine {
   void recur(const subtone::PackedWeight& weight, const float* gates, int64_t units, const float* hidden,
              const float* cell, float* new_hidden, float* new_cell, int worker, int workers);
   void multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker, float* to);
-  void multiply_block(const subtone::Product& product, const subtone::Levels& levels, int64_t frames,
-                      subtone::Span panels, float* to) const;
   void recur_integers(const subtone::PackedOp& op, const int32_t* gates, int64_t units, const int32_t* hidden,
                       const int32_t* cell, int32_t* new_hidden, int32_t* new_cell, int worker, int workers);
   void execute_integers(const subtone::PackedOp& op, int worker);

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "engine.h"
+#include "product.h"
 #include "split.h"
 
 using subtone::Convolution;
@@ -11,9 +12,6 @@ using subtone::PackedWeight;
 using subtone::Span;
 
 namespace subtone {
-
-int64_t block_frames(const Product& product);
-
 namespace {
 
 constexpr int64_t kBlockBytes = 64 * 1024;  // of levels a thread keeps: they share the second cache with the weights
@@ -46,6 +44,24 @@ int64_t block_frames(const Product& product) {
   const int64_t tiles = kBlockBytes / product.row_bytes() / kTileFrames;
   if (tiles < 1) return kTileFrames;
   return tiles * kTileFrames < kMaxBlockFrames ? tiles * kTileFrames : kMaxBlockFrames;
+}
+
+void multiply_levels(const Kernels& kernels, const Product& product, const Levels& levels, int64_t frames, Span panels,
+                     float* to) {
+  const auto packed = product.table ? kernels.multiply_indices : kernels.multiply_codes;
+  (product.bits == 8 ? kernels.multiply : packed)(product, levels, frames, panels, to);
+}
+
+void multiply_rows(const Kernels& kernels, const Product& product, const Scratch& mine, const float* from, Span frames,
+                   Span panels, float* to) {
+  const Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
+  const int64_t step = block_frames(product);
+  if (panels.first == panels.last) return;
+  for (int64_t t = frames.first; t < frames.last; t += step) {
+    const int64_t count = t + step < frames.last ? step : frames.last - t;
+    kernels.quantize(product, from + t * product.inputs, count, levels);
+    multiply_levels(kernels, product, levels, count, panels, to + t * product.outputs);
+  }
 }
 
 }  // namespace subtone
@@ -204,23 +220,8 @@ void subtone_engine::execute_elementwise(const PackedOp& op, int worker) {
 // Where the outputs are split, every worker quantizes all frames for itself: they are few.
 void subtone_engine::multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker,
                               float* to) {
-  const subtone::Scratch& mine = scratch[static_cast<size_t>(worker)];
-  const subtone::Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
-  const int64_t panels = subtone::round_up(product.outputs, subtone::kPanel) / subtone::kPanel;
-  const auto share = subtone::share_of(num_frames, panels, worker, pool.workers());
-  const int64_t step = subtone::block_frames(product);
-  if (share.panels.first == share.panels.last) return;
-  for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
-    const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;
-    kernels.quantize(product, from + t * product.inputs, count, levels);
-    multiply_block(product, levels, count, share.panels, to + t * product.outputs);
-  }
-}
-
-void subtone_engine::multiply_block(const subtone::Product& product, const subtone::Levels& levels, int64_t frames,
-                                    Span panels, float* to) const {
-  const auto kernel = product.bits == 8 ? kernels.multiply : product.table ? kernels.multiply_indices : kernels.multiply_codes;
-  kernel(product, levels, frames, panels, to);
+  const auto share = subtone::share_of(num_frames, subtone::panels_of(product), worker, pool.workers());
+  subtone::multiply_rows(kernels, product, scratch[static_cast<size_t>(worker)], from, share.frames, share.panels, to);
 }
 
 void subtone_engine::execute_weight(const PackedOp& op, int worker) {

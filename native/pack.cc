@@ -8,12 +8,6 @@ namespace {
 
 bool is_size(int64_t value, int64_t lowest) { return value >= lowest && value <= SUBTONE_MAX_SIZE; }
 
-std::vector<int64_t> in_order(int64_t count) {
-  std::vector<int64_t> rows(static_cast<size_t>(count));
-  for (int64_t n = 0; n < count; ++n) rows[static_cast<size_t>(n)] = n;
-  return rows;
-}
-
 bool has_shape(const subtone_weight& weight, int64_t rows, int64_t columns) {
   return weight.rows == rows && weight.columns == columns;
 }
@@ -92,6 +86,12 @@ int64_t rows_out(const Taps& taps, int64_t rows, bool is_last) {
 }
 
 }  // namespace
+
+std::vector<int64_t> in_order(int64_t count) {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  for (int64_t n = 0; n < count; ++n) rows[static_cast<size_t>(n)] = n;
+  return rows;
+}
 
 // The sizes of a convolution's rows; SUBTONE_SIZE where one is none.
 int32_t pack_taps(const subtone_op& op, PackedOp* packed) {

@@ -78,6 +78,11 @@ struct PackedWeight {
   void settle(Slab* slab);
   int64_t outputs() const { return is_integer ? product.outputs : convolution.outputs; }
   int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
+  int64_t num_bytes() const {
+    const int64_t num_floats = weights.size() + zeros.size() + scale.size() + zero_point.size() + gain.size() + bias.size();
+    const int64_t of_levels = is_integer ? product.padded_outputs * product.row_bytes() * product.bits / 8 : 0;
+    return of_levels + table.size() + num_floats * static_cast<int64_t>(sizeof(float));
+  }
 };
 
 // The same of an integer-only op: a product for each group of a convolution, or one that is depthwise; or another op.
@@ -157,11 +162,15 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 int32_t pack_values(const subtone_op& op, PackedOp* packed);
 // Checks `op` (of values with these widths, after pack_values) and packs it; a subtone_status. May throw std::bad_alloc.
 int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed);
+// 0 .. count - 1: every output has the row of its own number.
+std::vector<int64_t> in_order(int64_t count);
 
 // The parts of pack() that are about weights (pack_weights.cc). `source[n]`: row of the weight that is output n; -1
 // is an output of nothing but zeros. Both check the weight and its pointers, not its shape.
 int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& source, const float* gain,
                      const float* bias, bool relu, PackedWeight* packed);
+// The levels (outputs, inputs) of a product whose outputs are the rows of its weight in order.
+void unpack_product(const Product& product, int8_t* levels);
 // A weight of planes x kernel taps, `depth` inputs of each group. is_depthwise: one input for each output.
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,

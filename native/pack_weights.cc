@@ -156,6 +156,28 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
   return SUBTONE_OK;
 }
 
+// The inverse of what pack_product does to the codes of outputs that have a source each, in order.
+void unpack_product(const Product& product, int8_t* levels) {
+  const int64_t row_bytes = product.row_bytes();
+  std::vector<uint8_t> unpacked(static_cast<size_t>(product.bits == 8 ? 0 : kPanel * row_bytes));
+  for (int64_t n0 = 0; n0 < product.outputs; n0 += kPanel) {
+    const uint8_t* bytes = product.panels + n0 * row_bytes;
+    if (product.bits != 8) {
+      for (int64_t k = 0; k < row_bytes; k += kBlockInputs)
+        unpack_stored(product, n0 / kPanel, k / kBlockInputs, unpacked.data() + k * kPanel);
+      bytes = unpacked.data();
+    }
+    const int64_t width = product.padded_outputs - n0 < kPanel ? product.padded_outputs - n0 : kPanel;
+    const int64_t last = product.outputs - n0 < kPanel ? product.outputs - n0 : kPanel;
+    for (int64_t n = 0; n < last; ++n)
+      for (int64_t g = 0; g < product.groups; ++g)
+        for (int64_t k = 0; k < product.group_size; ++k) {
+          const int64_t byte = g * product.group_bytes + k;
+          *levels++ = static_cast<int8_t>(bytes[byte / 4 * 4 * width + 4 * n + byte % 4] - product.level_offset);
+        }
+  }
+}
+
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,
                          bool relu, PackedWeight* packed) {

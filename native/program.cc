@@ -1,17 +1,17 @@
 // The C ABI: an engine is made, given its ops, and asked to run; every call is checked before it touches memory.
 #include <unistd.h>
 
-#include <system_error>
-
 #include "dispatch.h"
 #include "engine.h"
+#include "guarded.h"
+#include "product.h"
 
+using subtone::guarded;
 using subtone::Kernel;
 using subtone::PackedOp;
 
 namespace subtone {
 
-int64_t block_frames(const Product& product);         // execute.cc
 int64_t block_frames(const IntegerProduct& product);  // execute_integers.cc
 
 namespace {
@@ -19,12 +19,6 @@ namespace {
 template <typename T>
 void grow(Buffer<T>* buffer, int64_t count) {
   if (buffer->size() < count) *buffer = Buffer<T>(count);
-}
-
-void grow_for_product(const Product& product, int64_t frames, Scratch* part) {
-  grow(&part->levels, frames * product.row_bytes());
-  grow(&part->sums, frames * product.groups);
-  grow(&part->scale, frames);
 }
 
 void grow_for_integers(const PackedOp& op, Scratch* part) {
@@ -45,6 +39,13 @@ void grow_for_integers(const PackedOp& op, Scratch* part) {
 }
 
 }  // namespace
+
+void grow_for_product(const Product& product, int64_t frames, Scratch* part) {
+  grow(&part->levels, frames * product.row_bytes());
+  grow(&part->sums, frames * product.groups);
+  grow(&part->scale, frames);
+}
+
 }  // namespace subtone
 
 subtone_engine::subtone_engine(const subtone::Kernels& table, int32_t threads, std::vector<int64_t> value_widths,
@@ -209,22 +210,6 @@ void subtone_engine::prepare(const subtone_rows* value_rows) {
     }
   }
 }
-
-namespace {
-
-// What `body` returns; the exceptions that C++ itself throws become statuses.
-template <typename Body>
-int32_t guarded(const Body& body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return SUBTONE_MEMORY;
-  } catch (const std::system_error&) {
-    return SUBTONE_THREADS;
-  }
-}
-
-}  // namespace
 
 extern "C" {
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "engine.h"
+#include "product.h"
 #include "split.h"
 
 using subtone::kLanes;
@@ -89,7 +90,7 @@ void subtone_engine::recur(const PackedWeight& weight, const float* gates, int64
   if (weight.is_integer) {
     const subtone::Levels levels = {mine.levels.data(), mine.sums.data(), mine.scale.data()};
     kernels.quantize_static(weight.product, hidden, levels);
-    multiply_block(weight.product, levels, 1, panels, of_hidden);
+    subtone::multiply_levels(kernels, weight.product, levels, 1, panels, of_hidden);
   } else {
     kernels.dense(weight.convolution, hidden, 1, {0, 1}, panels, of_hidden);
   }

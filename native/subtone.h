@@ -84,7 +84,7 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 5 /* raised with every change of this header */
+#define SUBTONE_ABI 6 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
@@ -223,6 +223,7 @@ typedef struct {
 } subtone_rows;
 
 typedef struct subtone_engine subtone_engine;
+typedef struct subtone_product subtone_product;
 
 /* SUBTONE_ABI of the built library (not a status). */
 SUBTONE_API int32_t subtone_abi(void);
@@ -259,6 +260,33 @@ SUBTONE_API int32_t subtone_run(subtone_engine* engine, const subtone_rows* rows
 
 /* Ends the engine and its threads; null is allowed. */
 SUBTONE_API void subtone_destroy(subtone_engine* engine);
+
+/* One integer product by itself, for a caller who has a program of his own: y = x W + bias, in the steps and with the
+ * bits of a conv1d of `activation_bits` 2 to 8. `weight` and `bias` (rows; may be null) are read and packed here only. */
+SUBTONE_API int32_t subtone_product_create(const char* isa, const subtone_weight* weight, const float* bias,
+                                           subtone_product** product);
+
+/* x (frames, columns) -> y (frames, rows), both the caller's, apart and contiguous. A row of x that holds NaN or an
+ * infinity gives a row of NaN. Any number of threads may run any products at the same time: one of them has the
+ * process's other threads, up to `threads` with its own, the rest work alone; the bits are the same. What a thread needs
+ * beside the rows is allocated once and kept. */
+SUBTONE_API int32_t subtone_product_run(const subtone_product* product, const float* x, int64_t frames,
+                                        int32_t threads, float* y);
+
+/* Runs all products of the process on the threads of an OpenMP run time, which the caller uses for other work: parallel,
+ * index and size are its GOMP_parallel, omp_get_thread_num and omp_get_num_threads. All null: threads of the library's
+ * own, as before the first call. */
+typedef void (*subtone_parallel)(void (*work)(void* job), void* job, unsigned threads, unsigned flags);
+SUBTONE_API int32_t subtone_product_team(subtone_parallel parallel, int (*index)(void), int (*size)(void));
+
+/* The levels that were packed, (rows, columns) as `weight` had them. */
+SUBTONE_API int32_t subtone_product_levels(const subtone_product* product, int8_t* levels);
+
+/* Bytes that the packed weight takes (not a status); 0 of null. */
+SUBTONE_API int64_t subtone_product_bytes(const subtone_product* product);
+
+/* Frees the product, which nobody runs; null is allowed. */
+SUBTONE_API void subtone_product_destroy(subtone_product* product);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,7 @@
 >>> text = subtone.Session.load("model.subtone").hear_file("a.wav")  # doctest: +SKIP
 
 What needs torch is imported when it is first named, so that what runs on a device never loads it:
-`Recipe`, and the packages `quantize`, `train`, `export`, `models` and `report`.
+`Recipe`, `accelerate`, and the packages `quantize`, `train`, `export`, `models`, `report` and `torch`.
 
 >>> callback = subtone.train.Quantize(subtone.Recipe.load("recipe.toml"))  # doctest: +SKIP
 """
@@ -19,16 +19,19 @@ from subtone.qtensor import QTensor
 from subtone.runtime.session import Session
 
 if TYPE_CHECKING:
-    from subtone import export, models, quantize, report, train
+    from subtone import export, models, quantize, report, torch, train
     from subtone.quantize import Recipe
+    from subtone.torch import accelerate
 
-ON_DEMAND = ("export", "models", "quantize", "report", "train")
+ON_DEMAND = ("export", "models", "quantize", "report", "torch", "train")
 """Packages that are attributes of this one before anybody has imported them."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "Recipe":
         return importlib.import_module("subtone.quantize").Recipe
+    if name == "accelerate":
+        return importlib.import_module("subtone.torch").accelerate
     if name in ON_DEMAND:
         return importlib.import_module(f"subtone.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -39,9 +42,11 @@ __all__ = [
     "QTensor",
     "Recipe",
     "Session",
+    "accelerate",
     "export",
     "models",
     "quantize",
     "report",
+    "torch",
     "train",
 ]

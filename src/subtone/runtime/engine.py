@@ -195,7 +195,7 @@ class NativeEngine:
         self.program = program
         self.threads = threads or _num_cores()
         self._library = native.load_library(path)
-        self.isa = _chosen_isa(isa, native.isas_of(self._library))
+        self.isa = chosen_isa(isa, native.isas_of(self._library))
         self._ops, constants = with_tables(program, constants)
         self._planner = Planner(self._ops, constants)
         self._turn = threading.Lock()
@@ -297,7 +297,8 @@ def _warn_of_numpy() -> None:
     )
 
 
-def _chosen_isa(isa: str | None, available: tuple[str, ...]) -> str:
+def chosen_isa(isa: str | None, available: tuple[str, ...]) -> str:
+    """`isa`, else what SUBTONE_ISA names, else the best; ValueError if this machine has no kernels for it."""
     name, asked = ("isa", isa) if isa else ("SUBTONE_ISA", os.environ.get("SUBTONE_ISA", ""))
     if asked and asked not in available:
         raise ValueError(f"{name}={asked} is not available on this machine; use {' or '.join(available)}")

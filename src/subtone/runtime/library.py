@@ -67,7 +67,7 @@ from subtone.program import (
 from subtone.qtensor import QTensor
 from subtone.runtime.sequence_ops import rotation
 
-ABI = 5
+ABI = 6
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
@@ -158,6 +158,15 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (_Handle, _Address, _Address, _Address, _Address, ctypes.c_int64, _Address, ctypes.c_int64),
     ),
     "subtone_destroy": (None, (_Handle,)),
+    "subtone_product_create": (
+        _Status,
+        (ctypes.c_char_p, ctypes.POINTER(WeightRecord), _Address, ctypes.POINTER(_Handle)),
+    ),
+    "subtone_product_run": (_Status, (_Handle, _Address, ctypes.c_int64, ctypes.c_int32, _Address)),
+    "subtone_product_team": (_Status, (_Address, _Address, _Address)),
+    "subtone_product_levels": (_Status, (_Handle, _Address)),
+    "subtone_product_bytes": (ctypes.c_int64, (_Handle,)),
+    "subtone_product_destroy": (None, (_Handle,)),
 }
 
 
@@ -173,6 +182,13 @@ def find_library() -> Path | None:
         return Path(named)
     candidates = (Path(folder) / FILE_NAME for folder in subtone.__path__)
     return next((path for path in candidates if path.is_file()), None)
+
+
+def require_library() -> Path:
+    """Where the built library lies; ValueError where it was never built."""
+    if path := find_library():
+        return path
+    raise ValueError(f"no {FILE_NAME} was built with this package; install it with a C++ compiler present")
 
 
 @functools.cache
@@ -265,6 +281,12 @@ def op_record(
             prefix = field.removesuffix("weight")
             held += _set_weight(getattr(record, field), constants[name], _bits_of(op, prefix))
     return record, held
+
+
+def product_record(weight: QTensor, activation_bits: int) -> tuple[WeightRecord, list[NDArray]]:
+    """`weight` for `subtone_product_create`, and the arrays it points into, to be held until that returns."""
+    record = WeightRecord()
+    return record, _set_weight(record, weight, activation_bits)
 
 
 def _bits_of(op: Op, prefix: str) -> int:
