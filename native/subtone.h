@@ -84,7 +84,7 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 5 /* raised with every change of this header */
+#define SUBTONE_ABI 6 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
@@ -259,6 +259,17 @@ SUBTONE_API int32_t subtone_run(subtone_engine* engine, const subtone_rows* rows
 
 /* Ends the engine and its threads; null is allowed. */
 SUBTONE_API void subtone_destroy(subtone_engine* engine);
+
+/* What bounds are measured with, on the calling thread. Reads `num_bytes` (8 or more, a multiple of 8) `repeats` times
+ * over, as fast as they can be read; `sum`: of all their 64-bit words, each repeat's again, modulo 2^64. */
+SUBTONE_API int32_t subtone_measure_read(const void* data, int64_t num_bytes, int64_t repeats, uint64_t* sum);
+
+/* Multiplies pairs of int8 on registers and adds them up in int32, as fast as exact sums of them can be had; `products`:
+ * how many, in proportion to `rounds`, which is 1 or more. */
+SUBTONE_API int32_t subtone_measure_int8(int64_t rounds, int64_t* products);
+
+/* What built the library; never null (not a status). */
+SUBTONE_API const char* subtone_compiler(void);
 
 #ifdef __cplusplus
 }

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "quantize": {"numerics", "files", "qtensor", "speech", "models"},
     "train": {"numerics", "files", "qtensor", "speech", "models", "quantize"},
     "export": {"numerics", "qtensor", "program", "speech", "pack", "runtime", "models", "quantize", "train"},
+    "bench": {"program", "qtensor", "runtime", "report"},
     "report": {"numerics", "files", "qtensor", "program", "speech", "pack", "runtime", "models", "export"},
 }
 """Part -> the parts it may import; `cli`, `commands`, `demo` and the package itself see all."""

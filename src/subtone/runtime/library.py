@@ -67,7 +67,7 @@ from subtone.program import (
 from subtone.qtensor import QTensor
 from subtone.runtime.sequence_ops import rotation
 
-ABI = 5
+ABI = 6
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
@@ -158,6 +158,12 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (_Handle, _Address, _Address, _Address, _Address, ctypes.c_int64, _Address, ctypes.c_int64),
     ),
     "subtone_destroy": (None, (_Handle,)),
+    "subtone_measure_read": (
+        _Status,
+        (_Address, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)),
+    ),
+    "subtone_measure_int8": (_Status, (ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))),
+    "subtone_compiler": (ctypes.c_char_p, ()),
 }
 
 

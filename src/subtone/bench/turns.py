@@ -1,0 +1,113 @@
+"""Candidates that take turns, and what one call of each costs.
+
+A turn of a candidate is a few calls that are not counted, which bring its weights back into the cache and put to
+sleep whoever still spins, then as many timed ones as a few milliseconds hold; it gives their median. Each round is a
+turn of every candidate in an order drawn anew, and gives one ratio for each pair.
+
+What a call costs beside its work (the way through Python, sessions, bindings) would decide where the work takes
+microseconds. So each candidate has an `overhead_s`, measured by the same call of a product that has next to no work,
+on one thread; it is taken off its times, peers' and ours alike. Waking further threads is not in it: that is part of
+the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER_SEED = 7
+TURN_S = 0.003
+FEWEST_CALLS = 3
+WARM_S = 0.0005
+"""Of a turn, before anything counts; one call at least."""
+OVERHEAD_TURNS = 7
+LEAST_SHARE = 0.05
+"""Of a call's time that is work at the least: an overhead cannot make a call free."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Something that multiplies.
+
+    * `name`: who; `form`: which of its ways, "" where it has one; `bits` of its stored weights.
+    * `run`: one call. `results`: the outputs of such a call, one array for each product.
+    * `overhead_s`: of a call without work.
+    """
+
+    name: str
+    bits: int
+    run: Callable[[], Any]
+    results: Callable[[], list[NDArray[np.float32]]]
+    form: str = ""
+    overhead_s: float = 0.0
+
+
+def turn(run: Callable[[], Any], *, turn_s: float = TURN_S, warm_s: float = WARM_S) -> float:
+    """Seconds of a call: the median of FEWEST_CALLS or more."""
+    clock = time.perf_counter
+    end = clock() + warm_s
+    run()
+    while clock() < end:
+        run()
+    seconds: list[float] = []
+    end = clock() + turn_s
+    while len(seconds) < FEWEST_CALLS or clock() < end:
+        start = clock()
+        run()
+        seconds.append(clock() - start)
+    return float(np.median(seconds))
+
+
+def take_turns(
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int,
+    turn_s: float = TURN_S,
+    progress: Callable[[], None] | None = None,
+) -> NDArray[np.float64]:
+    """Seconds (rounds, candidates) of a call's work, the overhead taken off."""
+    random = np.random.default_rng(ORDER_SEED)
+    seconds = np.empty((rounds, len(candidates)))
+    for row in seconds:
+        for index in random.permutation(len(candidates)):
+            row[index] = work_of(turn(candidates[index].run, turn_s=turn_s), candidates[index].overhead_s)
+        if progress:
+            progress()
+    return seconds
+
+
+def work_of(call_s: float, overhead_s: float) -> float:
+    """What is left of a call without its overhead; LEAST_SHARE of it where noise would leave less.
+
+    >>> work_of(10.0, 4.0), work_of(4.0, 5.0)
+    (6.0, 0.2)
+    """
+    return max(call_s - overhead_s, LEAST_SHARE * call_s)
+
+
+def overhead_of(candidate: Candidate) -> float:
+    """Seconds of a call of `candidate`, which has next to no work: the least of several turns."""
+    return min(turn(candidate.run) for _ in range(OVERHEAD_TURNS))
+
+
+def fastest(candidates: Sequence[Candidate], *, turns: int = 3, turn_s: float = TURN_S) -> Candidate:
+    """The candidate with the least median work; those three times slower in the first turn have no other."""
+    first = [work_of(turn(each.run, turn_s=turn_s), each.overhead_s) for each in candidates]
+    near = [each for each, seconds in zip(candidates, first, strict=True) if seconds <= 3 * min(first)]
+    if len(near) == 1:
+        return near[0]
+    seconds = take_turns(near, rounds=turns, turn_s=turn_s)
+    return near[int(np.argmin(np.median(seconds, axis=0)))]
+
+
+def error_of(result: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Root mean square of the difference, in that of `expected`; infinite where shapes differ or one is not finite."""
+    if result.shape != expected.shape or not np.isfinite(result).all():
+        return float("inf")
+    difference = result.astype(np.float64) - expected
+    return float(np.sqrt(np.mean(difference**2) / np.mean(expected.astype(np.float64) ** 2)))
