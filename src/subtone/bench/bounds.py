@@ -8,22 +8,58 @@ cache, a model of 60 MB against memory.
 from __future__ import annotations
 
 import ctypes
-import functools
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from subtone.runtime import library as native
 
-TRIES = 15
-TRY_S = 0.004
-WORD_BYTES = 64
-"""A buffer is a multiple of a cache line."""
+TRIES = 5
+TRY_S = 0.003
+LINE_BYTES = 64
+"""Of a cache line, of which a buffer is a multiple."""
 FEWEST_BYTES = 4096
+CLASSES_AN_OCTAVE = 4
 ROUNDS = 20_000
 """Of `subtone_measure_int8` in a first call: about 50 microseconds."""
+
+
+class Bounds:
+    """The best that was seen in a run of what this machine can do; another program slows a measurement, none hastens it.
+
+    `observe` is called again and again in between what is held against them, so that both had the same chances.
+    """
+
+    def __init__(self) -> None:
+        self._bytes_per_s: dict[tuple[int, int], float] = {}
+        self._int8_per_s: dict[int, float] = {}
+
+    def observe(self, num_bytes: Iterable[int], threads: int) -> None:
+        """Measures reading buffers as large as each of `num_bytes`, and products, once more."""
+        for size in {size_class(each) for each in num_bytes}:
+            key = (size, threads)
+            self._bytes_per_s[key] = max(self._bytes_per_s.get(key, 0.0), bytes_per_s(size, threads))
+        self._int8_per_s[threads] = max(self._int8_per_s.get(threads, 0.0), int8_per_s(threads))
+
+    def bytes_per_s(self, num_bytes: int, threads: int) -> float:
+        """Of a buffer about as large as `num_bytes`, which was observed."""
+        return self._bytes_per_s[size_class(num_bytes), threads]
+
+    def int8_per_s(self, threads: int) -> float:
+        return self._int8_per_s[threads]
+
+
+def size_class(num_bytes: int) -> int:
+    """The nearest of sizes that are a quarter of an octave apart, in cache lines: what lies so near is read as fast.
+
+    >>> size_class(16_000_000), size_class(16_777_216), size_class(1)
+    (16777216, 16777216, 4096)
+    """
+    step = round(CLASSES_AN_OCTAVE * math.log2(max(num_bytes, FEWEST_BYTES)))
+    return round(2 ** (step / CLASSES_AN_OCTAVE) / LINE_BYTES) * LINE_BYTES
 
 
 def library() -> ctypes.CDLL:
@@ -37,11 +73,10 @@ def library() -> ctypes.CDLL:
     return native.load_library(path)
 
 
-@functools.cache
-def bytes_per_s(num_bytes: int, threads: int = 1) -> float:
+def bytes_per_s(num_bytes: int, threads: int) -> float:
     """Bytes a second that `threads` threads read of a buffer of `num_bytes`, each its share, again and again."""
     loaded = library()
-    size = max(num_bytes, FEWEST_BYTES * threads) // threads // WORD_BYTES * WORD_BYTES
+    size = max(num_bytes, FEWEST_BYTES * threads) // threads // LINE_BYTES * LINE_BYTES
     buffers = [np.ones(size, np.uint8) for _ in range(threads)]
 
     def read(worker: int, repeats: int) -> int:
@@ -55,8 +90,7 @@ def bytes_per_s(num_bytes: int, threads: int = 1) -> float:
     return _best_rate(read, threads)
 
 
-@functools.cache
-def int8_per_s(threads: int = 1) -> float:
+def int8_per_s(threads: int) -> float:
     """Products of int8, added up in int32, that `threads` threads do in a second."""
     loaded = library()
 

@@ -7,19 +7,21 @@ products at the int8 peak. Both are measured in the same run; a row says which s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.bench.bounds import bytes_per_s, int8_per_s, library
+from subtone.bench.bounds import Bounds, library
 from subtone.bench.peers import LSTM_PEERS, PEERS, Peer, chosen_peers, peer_candidate, use_threads, versions
-from subtone.bench.products import LARGEST_FRAMES, OUR_BITS, Granularity, Product
+from subtone.bench.products import LARGEST_FRAMES, OUR_BITS, Granularity
 from subtone.bench.turns import TURN_S, Candidate, overhead_of, take_turns
 from subtone.bench.workloads import CHANNEL, Workload, cold, hot, lstm_step
+from subtone.qtensor import check_group_size
 from subtone.report.machine import machine
 from subtone.runtime.library import MAX_THREADS
 
@@ -69,9 +71,10 @@ class KernelSettings:
                 raise ValueError(f"{name} is empty; name at least one")
         if not (self.shapes or self.is_cold or self.has_lstm):
             raise ValueError("shapes is empty; name at least one, or race --cold or --lstm")
-        for workload in self.workloads():
-            for each in (*workload.products[:1], *workload.products):
-                _check_groups(each, self.granularities)
+        sizes = {each.group_size for each in self.granularities if each.kind == "group"}
+        for product in {each for workload in self.workloads() for each in workload.products}:
+            for size in sizes:
+                check_group_size((product.outputs, product.inputs), size, name=f"the shape {product}")
         chosen_peers(self.peers)
 
     def workloads(self) -> Iterator[Workload]:
@@ -93,27 +96,36 @@ def measure_kernels(settings: KernelSettings, progress: Progress | None = None) 
     loaded = library()
     peers = chosen_peers(settings.peers)
     races = [(workload, threads) for workload in settings.workloads() for threads in settings.threads]
+    bounds = Bounds()
     document: dict[str, Any] = {
         "machine": machine(),
         "compiler": loaded.subtone_compiler().decode(),
         "library_bytes": os.path.getsize(loaded._name),
         "versions": versions(peers),
         "rounds": settings.rounds,
-        "int8_per_s": {str(threads): int8_per_s(threads) for threads in settings.threads},
         "races": [],
     }
-    for index, (workload, threads) in enumerate(races):
-        total = settings.rounds + 1  # finding the forms of peers counts as a round
-        done = index * total
+    done, total = (
+        0,
+        len(races) * (settings.rounds + 1),
+    )  # finding the best form of each peer counts as a round
 
-        def moved(done: int = done, label: str = f"{workload.name}, {workload.frames} frames") -> None:
-            if progress:
-                progress(min(done, len(races) * total), len(races) * total, label)
-
-        document["races"].append(_race(workload, threads, peers, settings, moved))
+    def moved(label: str) -> None:
+        nonlocal done
+        done += 1
         if progress:
-            progress(done + total, len(races) * total, "")
+            progress(done, total, label)
+
+    for workload, threads in races:
+        label = f"{workload.name}, {workload.frames} frames, {threads} threads"
+        document["races"].append(
+            _race(workload, threads, peers, settings, bounds, functools.partial(moved, label))
+        )
         gc.collect()  # sessions of peers hold each other in cycles
+    for race in document["races"]:
+        for row in race["ours"]:
+            row |= bounded(race, row, bounds)
+    document["int8_per_s"] = {str(threads): bounds.int8_per_s(threads) for threads in settings.threads}
     return document
 
 
@@ -122,9 +134,9 @@ def _race(
     threads: int,
     peers: Sequence[Peer],
     settings: KernelSettings,
+    bounds: Bounds,
     moved: Callable[[], None],
 ) -> dict[str, Any]:
-    moved()
     kinds = [(bits, each) for each in settings.granularities for bits in settings.bits]
     ours = [_ours(workload, bits, granularity, threads) for bits, granularity in kinds]
     found = {
@@ -134,11 +146,11 @@ def _race(
     }
     theirs = [each.candidate for each in found.values() if each.candidate]
     use_threads(threads)
-    seconds = take_turns(
-        [*ours, *theirs], rounds=settings.rounds, turn_s=settings.turn_s, progress=lambda: moved()
-    )
+    moved()
+    seconds = take_turns([*ours, *theirs], rounds=settings.rounds, turn_s=settings.turn_s, progress=moved)
     of_theirs = {each.name: seconds[:, len(ours) + index] for index, each in enumerate(theirs)}
-    peak = int8_per_s(threads)
+    sizes = [workload.num_bytes(*kind) for kind in kinds]
+    bounds.observe(sizes, threads)
     return {
         "workload": workload.name,
         "kind": workload.KIND,
@@ -146,8 +158,8 @@ def _race(
         "threads": threads,
         "macs": workload.macs,
         "ours": [
-            _row(workload, kind, each, seconds[:, index], of_theirs, peak, threads)
-            for index, (kind, each) in enumerate(zip(kinds, ours, strict=True))
+            _row(each, size, seconds[:, index], of_theirs)
+            for index, (each, size) in enumerate(zip(ours, sizes, strict=True))
         ],
         "peers": [
             {
@@ -176,32 +188,18 @@ def _dividing(granularity: Granularity) -> Granularity:
 
 
 def _row(
-    workload: Workload,
-    kind: tuple[int, Granularity],
     candidate: Candidate,
+    num_bytes: int,
     seconds: NDArray[np.float64],
-    of_theirs: dict[str, NDArray[np.float64]],
-    peak: float,
-    threads: int,
+    of_theirs: Mapping[str, NDArray[np.float64]],
 ) -> dict[str, Any]:
-    bits, granularity = kind
-    num_bytes = workload.num_bytes(bits, granularity)
-    bandwidth = bytes_per_s(num_bytes, threads)
-    median = float(np.median(seconds))
-    bound_s = max(num_bytes / bandwidth, workload.macs / peak)
     return {
-        "bits": bits,
-        "granularity": str(granularity),
-        "seconds": median,
+        "bits": candidate.bits,
+        "granularity": candidate.form,
+        "seconds": float(np.median(seconds)),
         "quartiles": _quartiles(seconds),
         "overhead_s": candidate.overhead_s,
         "bytes": num_bytes,
-        "bytes_per_s": num_bytes / median,
-        "share_of_bandwidth": num_bytes / median / bandwidth,
-        "macs_per_s": workload.macs / median,
-        "share_of_peak": workload.macs / median / peak,
-        "bound_s": bound_s,
-        "share_of_bound": bound_s / median,
         "is_faster_by": {
             name: [float(value) for value in np.percentile(theirs / seconds, (25, 50, 75))]
             for name, theirs in of_theirs.items()
@@ -209,13 +207,20 @@ def _row(
     }
 
 
+def bounded(race: Mapping[str, Any], row: Mapping[str, Any], bounds: Bounds) -> dict[str, float]:
+    """What a row of ours reached, and its shares of what `bounds` allow."""
+    seconds, threads = row["seconds"], race["threads"]
+    bandwidth, peak = bounds.bytes_per_s(row["bytes"], threads), bounds.int8_per_s(threads)
+    bound_s = max(row["bytes"] / bandwidth, race["macs"] / peak)
+    return {
+        "bytes_per_s": row["bytes"] / seconds,
+        "share_of_bandwidth": row["bytes"] / seconds / bandwidth,
+        "macs_per_s": race["macs"] / seconds,
+        "share_of_peak": race["macs"] / seconds / peak,
+        "bound_s": bound_s,
+        "share_of_bound": bound_s / seconds,
+    }
+
+
 def _quartiles(seconds: NDArray[np.float64]) -> list[float]:
     return [float(value) for value in np.percentile(seconds, (25, 75))]
-
-
-def _check_groups(product: Product, granularities: Sequence[Granularity]) -> None:
-    from subtone.qtensor import check_group_size
-
-    for each in granularities:
-        if each.kind == "group":
-            check_group_size((product.outputs, product.inputs), each.group_size, name=f"the shape {product}")

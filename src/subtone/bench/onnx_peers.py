@@ -44,7 +44,7 @@ def dynamic_int8(products: Sequence[Product], form: str, threads: int) -> Made:
         codes = product.codes.T
         levels = (codes.astype(np.int16) - 128).astype(np.int8) if is_signed else codes
         zero = np.full(product.outputs, 0 if is_signed else 128, levels.dtype)
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             f"w{name}": np.ascontiguousarray(levels),
             f"s{name}": product.scale[:, 0],
             f"z{name}": zero,
@@ -81,7 +81,7 @@ def few_bits(bits: int) -> Callable[[Sequence[Product], str, int], Made]:
             packed = np.zeros((product.outputs, blocks * block // each), np.uint8)
             for place in range(each):
                 packed |= codes[:, place::each] << np.uint8(bits * place)
-            constants = {
+            constants: dict[str, NDArray[Any]] = {
                 f"w{name}": packed.reshape(product.outputs, blocks, block // each),
                 f"s{name}": np.repeat(product.scale_of(bits), blocks, axis=1),
             }

@@ -64,9 +64,7 @@ def _weight(product: Product, bits: int, group: int, held: list[NDArray[Any]]) -
     levels = opset13.subtract(opset13.convert(codes, np.float32), opset13.convert(zero, np.float32))
     weight = opset13.multiply(levels, opset13.constant(scale))
     if is_grouped:
-        weight = opset13.reshape(
-            weight, opset13.constant(np.array([product.outputs, product.inputs])), False
-        )
+        weight = opset13.reshape(weight, opset13.constant(np.array([product.outputs, product.inputs])), False)
     return weight
 
 

@@ -55,7 +55,9 @@ class Granularity:
         if text in ("channel", "codebook"):
             return cls(text)
         if (found := re.fullmatch(r"group([1-9][0-9]{0,5})", text)) is None:
-            raise ValueError(f"granularity={text} is not known; use channel, codebook or a group such as group64")
+            raise ValueError(
+                f"granularity={text} is not known; use channel, codebook or a group such as group64"
+            )
         return cls("group", int(found[1]))
 
     def __str__(self) -> str:
@@ -66,6 +68,9 @@ class Granularity:
 class Product:
     """`frames` rows of `inputs` by a weight of `outputs` rows; everything in it follows from these and SEED.
 
+    `place` tells products of one size apart: peers find equal weights in a graph and keep one of them, so that
+    a model's 60 MB would be read from a cache.
+
     >>> Product(8, 16, 1).weight(4, Granularity("channel")).codes.shape
     (8, 16)
     """
@@ -73,6 +78,7 @@ class Product:
     outputs: int
     inputs: int
     frames: int
+    place: int = 0
 
     def __post_init__(self) -> None:
         for name, size, highest in (
@@ -113,14 +119,14 @@ class Product:
     @functools.cached_property
     def scale(self) -> NDArray[np.float32]:
         """(N, 1), of 8-bit levels: a peer that used one scale for all rows would be found out."""
-        return self._random("scale").uniform(0.5, 1.5, (self.outputs, 1)).astype(np.float32) / 1024
+        return (self._random("scale").uniform(0.5, 1.5, (self.outputs, 1)) / 1024).astype(np.float32)
 
     def codes_of(self, bits: int) -> NDArray[np.uint8]:
         return self.codes >> np.uint8(8 - bits)
 
     def scale_of(self, bits: int) -> NDArray[np.float32]:
         """(N, 1), of levels of `bits`: as far apart as they mean more."""
-        return self.scale * np.float32(2 ** (8 - bits))
+        return (self.scale * 2 ** (8 - bits)).astype(np.float32)
 
     def weight(self, bits: int, granularity: Granularity) -> QTensor:
         """Ours; ValueError where groups do not divide the inputs."""
@@ -144,7 +150,7 @@ class Product:
         )
 
     def _random(self, what: str) -> np.random.Generator:
-        return np.random.default_rng([SEED, zlib.crc32(what.encode()), self.outputs, self.inputs])
+        return np.random.default_rng([SEED, zlib.crc32(what.encode()), self.outputs, self.inputs, self.place])
 
 
 def shape_of(text: str) -> tuple[int, int]:

@@ -31,12 +31,12 @@ def dynamic_lstm(products: Sequence[Product], form: str, threads: int) -> Made:
     layers, pairs = [], list(zip(products[::2], products[1::2], strict=True))
     for of_input, of_hidden in pairs:
         lstm = nn.LSTM(of_input.inputs, of_hidden.inputs)
-        for bias in (lstm.bias_ih_l0, lstm.bias_hh_l0):
-            nn.init.zeros_(bias)
+        for name in ("bias_ih_l0", "bias_hh_l0"):
+            nn.init.zeros_(lstm.get_parameter(name))
         lstm.weight_ih_l0 = _linear(of_input, 8).weight
         lstm.weight_hh_l0 = _linear(of_hidden, 8).weight
         dynamic = _dynamic(nn.Sequential(lstm), form)[0]
-        layers.append(lambda x, dynamic=dynamic: dynamic(x)[0])
+        layers.append(lambda x, dynamic=dynamic: dynamic(x[:, None])[0][:, 0])
     return _called(layers, [of_input for of_input, _ in pairs], threads)
 
 

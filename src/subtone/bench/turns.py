@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 ORDER_SEED = 7
 TURN_S = 0.003
 FEWEST_CALLS = 3
-WARM_S = 0.0005
+WARM_S = 0.0015
 """Of a turn, before anything counts; one call at least."""
 OVERHEAD_TURNS = 7
 LEAST_SHARE = 0.05

@@ -149,13 +149,15 @@ def hot(outputs: int, inputs: int, frames: int) -> Products:
 
 def cold(frames: int) -> Products:
     """Every product of a step of M-I in turn."""
-    return Products("M-I, cold", tuple(Product(*shape, frames) for shape in M_I))
+    products = [Product(*shape, frames, place) for place, shape in enumerate(M_I)]
+    return Products("M-I, cold", tuple(products))
 
 
 def lstm_step(*, is_cold: bool) -> Recurrences:
     """One step of one layer of 1024 units, or of every layer of M-I in turn."""
     layers = LSTM_INPUTS if is_cold else (UNITS,)
-    products = [Product(4 * UNITS, inputs, 1) for layer in layers for inputs in (layer, UNITS)]
+    inputs = [width for layer in layers for width in (layer, UNITS)]
+    products = [Product(4 * UNITS, width, 1, place) for place, width in enumerate(inputs)]
     return Recurrences(f"LSTM {UNITS}, {'cold' if is_cold else 'hot'}", tuple(products))
 
 

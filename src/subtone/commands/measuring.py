@@ -127,7 +127,8 @@ def bench_kernels(
     threads: Annotated[str, typer.Option(help="Threads of every candidate, race by race.")] = "1",
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 20,
     peers: Annotated[
-        str, typer.Option(help="all that are installed, none, or some of torch, onnxruntime, openvino, torchao.")
+        str,
+        typer.Option(help="all that are installed, none, or some of torch, onnxruntime, openvino, torchao."),
     ] = "all",
     cold: Annotated[bool, typer.Option("--cold", help="All products of S8BQAT's M-I in turn too.")] = False,
     lstm: Annotated[bool, typer.Option("--lstm", help="A step of an LSTM of 1024 units too.")] = False,
