@@ -24,8 +24,6 @@ def test_an_installed_peer_multiplies_our_weights(peer: Peer) -> None:
         pytest.skip(f"{' and '.join(peer.modules)} not installed")
     if peer.name in COMPILED:
         pytest.skip(f"{peer.name} compiles for half a minute")
-    if peer.package == "torchao":
-        pytest.skip("torchao's own import warns, which is an error here")
     workload = LAYERS if peer in LSTM_PEERS else PRODUCTS
     found = peer_candidate(peer, workload, threads=1)
     assert found.candidate is not None, found.refused
