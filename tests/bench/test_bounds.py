@@ -83,5 +83,7 @@ def test_the_library_says_what_built_it() -> None:
 
 def test_without_a_library_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "find_library", lambda: None)
-    with pytest.raises(ValueError, match=r"no libsubtone.* was built .* no kernels to measure; install it with"):
+    with pytest.raises(
+        ValueError, match=r"no libsubtone.* was built .* no kernels to measure; install it with"
+    ):
         library()

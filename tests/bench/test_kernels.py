@@ -137,7 +137,9 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_prints_one_document_and_writes_it(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
-    done = bench("--shapes", "64x64", "--bits", "8, 2", "--rounds", 2, "--peers", "none", "--out", out, "--json")
+    done = bench(
+        "--shapes", "64x64", "--bits", "8, 2", "--rounds", 2, "--peers", "none", "--out", out, "--json"
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document == json.loads(out.read_text())

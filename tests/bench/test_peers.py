@@ -72,16 +72,18 @@ def test_peers_are_all_that_are_installed_none_or_those_of_packages() -> None:
 
 @pytest.mark.parametrize("text", ["ggml", "torch,ggml", "", "onnx runtime"])
 def test_an_unknown_peer_is_told_which_there_are(text: str) -> None:
-    with pytest.raises(ValueError, match=r"peers=.* is not known; use all, none or some of torch, onnxruntime"):
+    with pytest.raises(
+        ValueError, match=r"peers=.* is not known; use all, none or some of torch, onnxruntime"
+    ):
         chosen_peers(text)
 
 
 def test_a_peer_that_is_not_installed_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name)
-    )
-    with pytest.raises(ValueError, match=r"peers=openvino needs openvino, which is not installed; pip install"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(
+        ValueError, match=r"peers=openvino needs openvino, which is not installed; pip install"
+    ):
         chosen_peers("torch,openvino")
     assert "openvino" not in {peer.package for peer in chosen_peers("all")}
 

@@ -14,7 +14,9 @@ KINDS = ("channel", "codebook", "group16")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", OUR_BITS)
-def test_a_weight_of_every_kind_and_width_holds_the_upper_bits_of_the_same_codes(kind: str, bits: int) -> None:
+def test_a_weight_of_every_kind_and_width_holds_the_upper_bits_of_the_same_codes(
+    kind: str, bits: int
+) -> None:
     product = Product(8, 64, 1)
     weight = product.weight(bits, Granularity.of(kind))
     weight.validate()
@@ -73,7 +75,9 @@ def test_a_product_of_impossible_sizes_is_refused(sizes: tuple[int, int, int], c
 
 
 def test_groups_that_do_not_divide_name_the_shape() -> None:
-    with pytest.raises(ValueError, match=r"group_size=64 does not divide 1120 inputs of the shape 8x1120; use"):
+    with pytest.raises(
+        ValueError, match=r"group_size=64 does not divide 1120 inputs of the shape 8x1120; use"
+    ):
         Product(8, 1120, 1).weight(4, Granularity.of("group64"))
 
 

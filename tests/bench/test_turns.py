@@ -7,7 +7,16 @@ import time
 import numpy as np
 import pytest
 
-from subtone.bench.turns import LEAST_SHARE, Candidate, error_of, fastest, overhead_of, take_turns, turn, work_of
+from subtone.bench.turns import (
+    LEAST_SHARE,
+    Candidate,
+    error_of,
+    fastest,
+    overhead_of,
+    take_turns,
+    turn,
+    work_of,
+)
 
 SHORT_S = 0.0002
 
@@ -43,9 +52,7 @@ def test_every_candidate_has_a_turn_in_every_round_and_nobody_always_the_same_ne
 
 def test_what_a_call_costs_without_work_is_taken_off() -> None:
     candidate = busy(4 * SHORT_S)
-    known = Candidate(
-        name="", bits=8, run=candidate.run, results=candidate.results, overhead_s=3 * SHORT_S
-    )
+    known = Candidate(name="", bits=8, run=candidate.run, results=candidate.results, overhead_s=3 * SHORT_S)
     whole, work = (take_turns([each], rounds=3, turn_s=0.0).min() for each in (candidate, known))
     assert whole >= 4 * SHORT_S
     assert work < whole - 2 * SHORT_S

@@ -69,7 +69,9 @@ def test_a_call_without_work_is_one_of_the_same_kind(workload: Workload) -> None
 
 
 def test_the_cold_workloads_are_all_of_m1() -> None:
-    assert sum(each.outputs * each.inputs for each in cold(1).products) == 59_738_624  # 61 019 136 - 2501 * 512
+    assert (
+        sum(each.outputs * each.inputs for each in cold(1).products) == 59_738_624
+    )  # 61 019 136 - 2501 * 512
     layers = lstm_step(is_cold=True)
     assert layers.calls == 7
     assert [each.inputs for each in layers.products[1::2]] == [1024] * 7
@@ -81,9 +83,7 @@ def test_the_cold_workloads_are_all_of_m1() -> None:
 def test_a_run_that_repeats_gives_what_runs_give_and_sees_its_inputs_change() -> None:
     product = Product(8, 16, 2)
     op = Conv1d(input="x", output="y", weight="w", activation_bits=8)
-    program = Program(
-        input="x", input_width=16, output="y", output_width=8, frames_per_step=1, ops=(op,)
-    )
+    program = Program(input="x", input_width=16, output="y", output_width=8, frames_per_step=1, ops=(op,))
     engine = NativeEngine(program, {"w": product.weight(8, Granularity("channel"))}, threads=1)
     x = product.x.copy()
     again = engine.repeatable(x)
