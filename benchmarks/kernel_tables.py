@@ -68,7 +68,7 @@ GOALS = (
     Goal("LSTM steps cold, 8 bits, over the best int8 peer", 1.3, (8,), 8, workload=LSTM_COLD),
     Goal("LSTM steps cold, 4 bits, over the best int8 peer", 2.0, (4,), 8, workload=LSTM_COLD),
 )
-"""What issue 6 asks for, at 4096x4096 hot where nothing else is said."""
+"""What these kernels are to reach, at 4096x4096 hot where nothing else is said."""
 IN_README = 7
 """Goals of one frame."""
 

@@ -11,6 +11,7 @@ openvino torchao. The file is written after every part; parts measured one by on
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -53,13 +54,17 @@ def main() -> None:
     for part, settings in runs.items():
         started = time.monotonic()
         for each in settings:
-            document = measure_kernels(each, lambda done, total, label: print(f"{part}: {label}", flush=True))
+            document = measure_kernels(each, functools.partial(say, part))
             path = write(document, ROOT / ("runs/kernels" if arguments.limit else "benchmarks/results"))
         print(
             json.dumps(
                 {"part": part, "minutes": round((time.monotonic() - started) / 60, 1), "file": path.name}
             )
         )
+
+
+def say(part: str, done: int, total: int, label: str) -> None:
+    print(f"{part}: {done} of {total}, {label}", flush=True)
 
 
 def settings_of(part: str, known: dict[str, Any]) -> Iterator[KernelSettings]:

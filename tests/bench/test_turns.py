@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_every_candidate_has_a_turn_in_every_round_and_nobody_always_the_same_ne
     assert (seconds > 0).all()
     turns = [name for index, name in enumerate(calls) if index == 0 or calls[index - 1] != name]
     assert {name: calls.count(name) > 0 for name in "abcd"} == dict.fromkeys("abcd", True)
-    pairs = set(zip(turns, turns[1:], strict=False))
+    pairs = set(itertools.pairwise(turns))
     assert len(pairs) > 6  # of 12 that there are; one order would give 4
 
 
