@@ -16,6 +16,7 @@ from subtone.bench.turns import (
     overhead_of,
     take_turns,
     turn,
+    wait_for_quiet,
     work_of,
 )
 
@@ -62,6 +63,19 @@ def test_what_a_call_costs_without_work_is_taken_off() -> None:
 def test_an_overhead_never_makes_a_call_free() -> None:
     assert work_of(1.0, 2.0) == LEAST_SHARE
     assert overhead_of(busy(SHORT_S)) >= SHORT_S
+
+
+@pytest.mark.parametrize(("spins_for", "looks"), [(0, 2), (5, 7), (10**6, 400)])
+def test_a_turn_waits_until_nobody_of_the_process_spins(
+    monkeypatch: pytest.MonkeyPatch, spins_for: int, looks: int
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "perf_counter", lambda: sum(slept))
+    monkeypatch.setattr(time, "process_time", lambda: sum(slept[:spins_for]))
+    waited_s = wait_for_quiet()
+    assert len(slept) == pytest.approx(looks, abs=1)  # a million looks of spinning end at LONGEST_WAIT_S
+    assert waited_s == sum(slept)
 
 
 def test_the_fastest_of_several_forms_is_found() -> None:

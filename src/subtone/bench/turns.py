@@ -1,8 +1,9 @@
 """Candidates that take turns, and what one call of each costs.
 
-A turn of a candidate is a few calls that are not counted, which bring its weights back into the cache and put to
-sleep whoever still spins, then as many timed ones as a few milliseconds hold; it gives their median. Each round is a
-turn of every candidate in an order drawn anew, and gives one ratio for each pair.
+A turn of a candidate begins once nobody spins any more (ONNX Runtime's threads do for 30 ms after their last call, which
+would be somebody else's turn), with a few calls that are not counted, which bring its weights back into the cache;
+then come as many timed ones as a few milliseconds hold, whose median it gives. Each round is a turn of every candidate
+in an order drawn anew, and gives one ratio for each pair.
 
 What a call costs beside its work (the way through Python, sessions, bindings) would decide where the work takes
 microseconds. So each candidate has an `overhead_s`, measured by the same call of a product that has next to no work,
@@ -25,6 +26,13 @@ TURN_S = 0.003
 FEWEST_CALLS = 3
 WARM_S = 0.0015
 """Of a turn, before anything counts; one call at least."""
+LOOK_S = 0.0005
+"""How long it is watched whether this process computes while nobody asked for anything."""
+QUIET_LOOKS = 2
+"""In a row: another program may have had the core of who spins."""
+IDLE_SHARE = 0.2
+"""Of one core, below which nobody spins."""
+LONGEST_WAIT_S = 0.2
 OVERHEAD_TURNS = 7
 LEAST_SHARE = 0.05
 """Of a call's time that is work at the least: an overhead cannot make a call free."""
@@ -47,9 +55,22 @@ class Candidate:
     overhead_s: float = 0.0
 
 
+def wait_for_quiet() -> float:
+    """Returns once no thread of this process computes; gives the seconds that took, LONGEST_WAIT_S at most or so."""
+    start = now = time.perf_counter()
+    quiet = 0
+    while quiet < QUIET_LOOKS and now - start < LONGEST_WAIT_S:
+        looked, used = now, time.process_time()
+        time.sleep(LOOK_S)
+        now = time.perf_counter()
+        quiet = quiet + 1 if time.process_time() - used < IDLE_SHARE * (now - looked) else 0
+    return now - start
+
+
 def turn(run: Callable[[], Any], *, turn_s: float = TURN_S, warm_s: float = WARM_S) -> float:
     """Seconds of a call: the median of FEWEST_CALLS or more."""
     clock = time.perf_counter
+    wait_for_quiet()
     end = clock() + warm_s
     run()
     while clock() < end:
