@@ -10,13 +10,14 @@ import pytest
 
 from subtone.bench.turns import (
     LEAST_SHARE,
+    LOOK_S,
     Candidate,
     error_of,
     fastest,
+    lingering_of,
     overhead_of,
     take_turns,
     turn,
-    wait_for_quiet,
     work_of,
 )
 
@@ -65,17 +66,39 @@ def test_an_overhead_never_makes_a_call_free() -> None:
     assert overhead_of(busy(SHORT_S)) >= SHORT_S
 
 
-@pytest.mark.parametrize(("spins_for", "looks"), [(0, 2), (5, 7), (10**6, 400)])
-def test_a_turn_waits_until_nobody_of_the_process_spins(
-    monkeypatch: pytest.MonkeyPatch, spins_for: int, looks: int
+@pytest.mark.parametrize(("spun_looks", "seen"), [(0, 0), (1, 1), (7, 7), (10**6, 40)])
+def test_it_is_seen_how_long_a_candidate_computes_after_a_call(
+    monkeypatch: pytest.MonkeyPatch, spun_looks: int, seen: int
 ) -> None:
     slept: list[float] = []
+    calls: list[int] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setattr(time, "perf_counter", lambda: sum(slept))
-    monkeypatch.setattr(time, "process_time", lambda: sum(slept[:spins_for]))
-    waited_s = wait_for_quiet()
-    assert len(slept) == pytest.approx(looks, abs=1)  # a million looks of spinning end at LONGEST_WAIT_S
-    assert waited_s == sum(slept)
+    monkeypatch.setattr(time, "process_time", lambda: sum(slept[calls[-1] :][:spun_looks]))
+    lingers_s = lingering_of(lambda: calls.append(len(slept)))
+    assert lingers_s == pytest.approx(seen * LOOK_S)  # a million looks end at LONGEST_WAIT_S
+
+
+def test_nobody_follows_a_candidate_that_still_computes() -> None:
+    events: list[tuple[str, float]] = []
+
+    def named(name: str, lingers_s: float) -> Candidate:
+        return Candidate(
+            name=name,
+            bits=8,
+            run=lambda: events.append((name, time.perf_counter())),
+            results=lambda: [],
+            lingers_s=lingers_s,
+        )
+
+    take_turns([named("spins", 0.01), named("sleeps", 0.0)], rounds=4, turn_s=0.0)
+    gaps = [
+        after[1] - before[1]
+        for before, after in itertools.pairwise(events)
+        if before[0] == "spins" != after[0]
+    ]
+    assert gaps
+    assert min(gaps) >= 0.01
 
 
 def test_the_fastest_of_several_forms_is_found() -> None:
@@ -84,10 +107,10 @@ def test_the_fastest_of_several_forms_is_found() -> None:
     assert fastest(candidates[1:2]).name == "40"
 
 
-def test_a_form_far_behind_has_one_turn_only() -> None:
+def test_a_form_far_behind_has_one_call_only() -> None:
     calls: list[str] = []
     fastest([busy(0.0, calls, "near"), busy(50 * SHORT_S, calls, "far")], turn_s=0.0)
-    assert calls.count("far") <= 4  # one that warms up and three that count
+    assert calls.count("far") == 1
 
 
 @pytest.mark.parametrize("bad", [np.float32("nan"), np.float32("inf")])

@@ -1,9 +1,9 @@
 """Candidates that take turns, and what one call of each costs.
 
-A turn of a candidate begins once nobody spins any more (ONNX Runtime's threads do for 30 ms after their last call, which
-would be somebody else's turn), with a few calls that are not counted, which bring its weights back into the cache;
-then come as many timed ones as a few milliseconds hold, whose median it gives. Each round is a turn of every candidate
-in an order drawn anew, and gives one ratio for each pair.
+A turn of a candidate is a few calls that are not counted, which bring its weights back into the cache, then as many
+timed ones as a few milliseconds hold; it gives their median. Each round is a turn of every candidate in an order drawn
+anew, and gives one ratio for each pair. Who still computes after a call (ONNX Runtime's second thread spins for 30 ms)
+would take somebody else's core: behind a turn of it all wait for as long as that was seen to last.
 
 What a call costs beside its work (the way through Python, sessions, bindings) would decide where the work takes
 microseconds. So each candidate has an `overhead_s`, measured by the same call of a product that has next to no work,
@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 
 ORDER_SEED = 7
 TURN_S = 0.003
-FEWEST_CALLS = 3
 WARM_S = 0.0015
 """Of a turn, before anything counts; one call at least."""
-LOOK_S = 0.0005
-"""How long it is watched whether this process computes while nobody asked for anything."""
+LOOK_S = 0.005
+"""How long it is watched whether this process computes while nobody asked for anything: more than a tick of the kernel's
+clock, at which it learns what threads on other cores have used."""
 QUIET_LOOKS = 2
 """In a row: another program may have had the core of who spins."""
-IDLE_SHARE = 0.2
+IDLE_SHARE = 0.1
 """Of one core, below which nobody spins."""
 LONGEST_WAIT_S = 0.2
+LINGERINGS = 3
 OVERHEAD_TURNS = 7
 LEAST_SHARE = 0.05
 """Of a call's time that is work at the least: an overhead cannot make a call free."""
@@ -44,7 +45,7 @@ class Candidate:
 
     * `name`: who; `form`: which of its ways, "" where it has one; `bits` of its stored weights.
     * `run`: one call. `results`: the outputs of such a call, one array for each product.
-    * `overhead_s`: of a call without work.
+    * `overhead_s`: of a call without work; `lingers_s`: for which its threads compute after a call.
     """
 
     name: str
@@ -53,31 +54,37 @@ class Candidate:
     results: Callable[[], list[NDArray[np.float32]]]
     form: str = ""
     overhead_s: float = 0.0
+    lingers_s: float = 0.0
 
 
-def wait_for_quiet() -> float:
-    """Returns once no thread of this process computes; gives the seconds that took, LONGEST_WAIT_S at most or so."""
-    start = now = time.perf_counter()
-    quiet = 0
-    while quiet < QUIET_LOOKS and now - start < LONGEST_WAIT_S:
-        looked, used = now, time.process_time()
-        time.sleep(LOOK_S)
-        now = time.perf_counter()
-        quiet = quiet + 1 if time.process_time() - used < IDLE_SHARE * (now - looked) else 0
-    return now - start
+def lingering_of(run: Callable[[], Any]) -> float:
+    """Seconds for which this process goes on computing after a call, the most of LINGERINGS times; 0 where it does not."""
+    longest = 0.0
+    for _ in range(LINGERINGS):
+        run()
+        start = now = last_busy = time.perf_counter()
+        quiet = 0
+        while quiet < QUIET_LOOKS and now - start < LONGEST_WAIT_S:
+            looked, used = now, time.process_time()
+            time.sleep(LOOK_S)
+            now = time.perf_counter()
+            is_quiet = time.process_time() - used < IDLE_SHARE * (now - looked)
+            quiet = quiet + 1 if is_quiet else 0
+            last_busy = last_busy if is_quiet else now
+        longest = max(longest, last_busy - start)
+    return longest
 
 
 def turn(run: Callable[[], Any], *, turn_s: float = TURN_S, warm_s: float = WARM_S) -> float:
-    """Seconds of a call: the median of FEWEST_CALLS or more."""
+    """Seconds of a call: the median of as many as `turn_s` holds, one at least, behind one or more that do not count."""
     clock = time.perf_counter
-    wait_for_quiet()
     end = clock() + warm_s
     run()
     while clock() < end:
         run()
     seconds: list[float] = []
     end = clock() + turn_s
-    while len(seconds) < FEWEST_CALLS or clock() < end:
+    while not seconds or clock() < end:
         start = clock()
         run()
         seconds.append(clock() - start)
@@ -97,6 +104,7 @@ def take_turns(
     for row in seconds:
         for index in random.permutation(len(candidates)):
             row[index] = work_of(turn(candidates[index].run, turn_s=turn_s), candidates[index].overhead_s)
+            time.sleep(candidates[index].lingers_s)
         if progress:
             progress()
     return seconds
@@ -117,13 +125,24 @@ def overhead_of(candidate: Candidate) -> float:
 
 
 def fastest(candidates: Sequence[Candidate], *, turns: int = 3, turn_s: float = TURN_S) -> Candidate:
-    """The candidate with the least median work; those three times slower in the first turn have no other."""
-    first = [work_of(turn(each.run, turn_s=turn_s), each.overhead_s) for each in candidates]
+    """The candidate with the least median work; those three times slower at a first call have no turn."""
+    first = [work_of(_first_call(each.run), each.overhead_s) for each in candidates]
     near = [each for each, seconds in zip(candidates, first, strict=True) if seconds <= 3 * min(first)]
     if len(near) == 1:
         return near[0]
     seconds = take_turns(near, rounds=turns, turn_s=turn_s)
     return near[int(np.argmin(np.median(seconds, axis=0)))]
+
+
+def _first_call(run: Callable[[], Any]) -> float:
+    """Seconds of a call, the least of those that WARM_S holds: its weights may have to come into the cache."""
+    seconds: list[float] = []
+    end = time.perf_counter() + WARM_S
+    while not seconds or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def error_of(result: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
