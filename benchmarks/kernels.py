@@ -1,7 +1,7 @@
 """Our kernels beside their peers on the products of the papers' models, as a file of results.
 
-    .venv/bin/python benchmarks/kernels.py                 all parts, about 15 minutes on two quiet cores
-    .venv/bin/python benchmarks/kernels.py narrow cold     these parts only, about 4 minutes
+    .venv/bin/python benchmarks/kernels.py                 all parts, a quarter of an hour on two quiet cores
+    .venv/bin/python benchmarks/kernels.py narrow cold     these parts only, half of that
 
 Parts: `narrow` (one frame, hot in cache, every shape, width and granularity), `wide` (4 to 256 frames), `cold` (all of
 M-I in turn; LSTM steps hot and cold). Each needs the peers installed: pip install -c constraints.txt onnx onnxruntime
