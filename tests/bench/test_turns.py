@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import time
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from subtone.bench.turns import (
     LEAST_SHARE,
     LOOK_S,
+    WARM_S,
     Candidate,
     error_of,
     fastest,
@@ -24,46 +27,63 @@ from subtone.bench.turns import (
 SHORT_S = 0.0002
 
 
-def busy(seconds: float, calls: list[str] | None = None, name: str = "") -> Candidate:
-    """A candidate that computes for so long; a slow machine makes it longer, nothing makes it shorter."""
+class Clock:
+    """A clock that only candidates move, so that a test does not depend on who else is on the machine."""
 
-    def run() -> None:
-        if calls is not None:
-            calls.append(name)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now_s)
 
-    return Candidate(name=name, bits=8, run=run, results=lambda: [])
+    def busy(self, *seconds: float, calls: list[str] | None = None, name: str = "") -> Candidate:
+        """A candidate whose calls take `seconds`, in turn."""
+        takes = itertools.cycle(seconds)
+
+        def run() -> None:
+            if calls is not None:
+                calls.append(name)
+            self.now_s += next(takes)
+
+        return Candidate(name=name, bits=8, run=run, results=lambda: [])
 
 
-def test_a_turn_gives_the_time_of_one_call() -> None:
-    assert SHORT_S <= turn(busy(SHORT_S).run, turn_s=10 * SHORT_S) < 10 * SHORT_S
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
-def test_every_candidate_has_a_turn_in_every_round_and_nobody_always_the_same_neighbour() -> None:
+def test_a_turn_gives_the_median_of_the_calls_that_it_holds(clock: Clock) -> None:
+    run = clock.busy(9 * SHORT_S, 2 * SHORT_S, SHORT_S, 6 * SHORT_S, SHORT_S).run
+    # The first call warms up and does not count; the others fill a turn of ten.
+    assert turn(run, turn_s=9.5 * SHORT_S, warm_s=0.0) == pytest.approx(1.5 * SHORT_S)
+
+
+def test_a_turn_shorter_than_a_call_holds_one(clock: Clock) -> None:
     calls: list[str] = []
-    candidates = [busy(0.0, calls, name) for name in "abcd"]
+    assert turn(clock.busy(SHORT_S, calls=calls).run, turn_s=0.0) == pytest.approx(SHORT_S)
+    assert len(calls) == 1 + math.ceil(WARM_S / SHORT_S)
+
+
+def test_every_candidate_has_a_turn_in_every_round_and_nobody_always_the_same_neighbour(clock: Clock) -> None:
+    calls: list[str] = []
+    candidates = [clock.busy(WARM_S, calls=calls, name=name) for name in "abcd"]
     seconds = take_turns(candidates, rounds=12, turn_s=0.0)
     assert seconds.shape == (12, 4)
-    assert (seconds > 0).all()
-    turns = [name for index, name in enumerate(calls) if index == 0 or calls[index - 1] != name]
-    assert {name: calls.count(name) > 0 for name in "abcd"} == dict.fromkeys("abcd", True)
-    pairs = set(itertools.pairwise(turns))
-    assert len(pairs) > 6  # of 12 that there are; one order would give 4
+    assert seconds.ravel().tolist() == pytest.approx([WARM_S] * 48)
+    turns = calls[::2]  # a call that warms up, and one that counts
+    assert calls[1::2] == turns
+    rounds = [turns[start : start + 4] for start in range(0, 48, 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert len(set(itertools.pairwise(turns))) > 6  # of 16 that there are; one order would give 4
 
 
-def test_what_a_call_costs_without_work_is_taken_off() -> None:
-    candidate = busy(4 * SHORT_S)
-    known = Candidate(name="", bits=8, run=candidate.run, results=candidate.results, overhead_s=3 * SHORT_S)
-    whole, work = (take_turns([each], rounds=3, turn_s=0.0).min() for each in (candidate, known))
-    assert whole >= 4 * SHORT_S
-    assert work < whole - 2 * SHORT_S
+def test_what_a_call_costs_without_work_is_taken_off(clock: Clock) -> None:
+    known = dataclasses.replace(clock.busy(4 * SHORT_S), overhead_s=3 * SHORT_S)
+    assert take_turns([known], rounds=3, turn_s=0.0) == pytest.approx(np.full((3, 1), SHORT_S))
 
 
-def test_an_overhead_never_makes_a_call_free() -> None:
+def test_an_overhead_never_makes_a_call_free(clock: Clock) -> None:
     assert work_of(1.0, 2.0) == LEAST_SHARE
-    assert overhead_of(busy(SHORT_S)) >= SHORT_S
+    assert overhead_of(clock.busy(SHORT_S)) == pytest.approx(SHORT_S)
 
 
 @pytest.mark.parametrize(("spun_looks", "seen"), [(0, 0), (1, 1), (7, 7), (10**6, 40)])
@@ -101,16 +121,22 @@ def test_nobody_follows_a_candidate_that_still_computes() -> None:
     assert min(gaps) >= 0.01
 
 
-def test_the_fastest_of_several_forms_is_found() -> None:
-    candidates = [busy(seconds * SHORT_S, None, str(seconds)) for seconds in (2, 40, 1, 5)]
-    assert fastest(candidates, turn_s=0.0).name in ("1", "2")
+def test_the_fastest_of_several_forms_is_found(clock: Clock) -> None:
+    candidates = [clock.busy(seconds * SHORT_S, name=str(seconds)) for seconds in (2, 40, 1, 5)]
+    assert fastest(candidates).name == "1"
     assert fastest(candidates[1:2]).name == "40"
 
 
-def test_a_form_far_behind_has_one_call_only() -> None:
+def test_the_fastest_is_so_by_its_work_and_not_by_its_calls(clock: Clock) -> None:
+    heavy = dataclasses.replace(clock.busy(5 * SHORT_S, name="heavy call"), overhead_s=4 * SHORT_S)
+    assert fastest([clock.busy(2 * SHORT_S, name="light call"), heavy]).name == "heavy call"
+
+
+def test_a_form_far_behind_has_one_call_only(clock: Clock) -> None:
     calls: list[str] = []
-    fastest([busy(0.0, calls, "near"), busy(50 * SHORT_S, calls, "far")], turn_s=0.0)
-    assert calls.count("far") == 1
+    near, far = (clock.busy(seconds, calls=calls, name=str(seconds)) for seconds in (WARM_S, 50 * WARM_S))
+    assert fastest([near, far]) is near
+    assert calls.count(far.name) == 1
 
 
 @pytest.mark.parametrize("bad", [np.float32("nan"), np.float32("inf")])

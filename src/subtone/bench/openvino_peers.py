@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset13
 
 from subtone.bench.products import Product
 
@@ -24,6 +22,9 @@ def compressed(bits: int) -> Callable[[Sequence[Product], str, int], Made]:
     """A maker of weights of 8 or 4 `bits`; where groups of `form` do not divide the inputs, one scale a row."""
 
     def make(products: Sequence[Product], form: str, threads: int) -> Made:
+        import openvino  # in here, so that tests of this package's examples need none
+        from openvino import opset13
+
         group, of_activations = form.split("/")
         inputs = [opset13.parameter([each.frames, each.inputs], np.float32) for each in products]
         held: list[NDArray[Any]] = []  # what tensors of 4 bits point into
@@ -54,6 +55,8 @@ def compressed(bits: int) -> Callable[[Sequence[Product], str, int], Made]:
 
 
 def _weight(product: Product, bits: int, group: int, held: list[NDArray[Any]]) -> Any:
+    from openvino import opset13
+
     is_grouped = bool(group) and product.inputs % group == 0
     groups = product.inputs // group if is_grouped else 1
     shape = [product.outputs, groups, group] if is_grouped else [product.outputs, product.inputs]
@@ -70,6 +73,9 @@ def _weight(product: Product, bits: int, group: int, held: list[NDArray[Any]]) -
 
 def _unsigned(codes: NDArray[np.uint8], shape: Sequence[int], bits: int, held: list[NDArray[Any]]) -> Any:
     """A constant of u8, or of u4 with the first of two codes lowest."""
+    import openvino
+    from openvino import opset13
+
     if bits == 8:
         return opset13.constant(codes.reshape(shape))
     flat = np.append(codes, np.zeros(codes.size % 2, np.uint8))

@@ -32,10 +32,13 @@ def kernels(document: Mapping[str, Any]) -> Group:
 
 def _race(race: Mapping[str, Any]) -> list[Table]:
     best, best_int8 = fastest_of(race["peers"]), fastest_of(race["peers"], 8)
-    caption = "shares: of the bound; of the rate at which as many bytes are read; of the int8 peak"
+    named = [
+        f"{role}: {peer['name']}" for role, peer in zip(COLUMNS[-2:], (best_int8, best), strict=True) if peer
+    ]
+    shares = "shares: of the bound; of the rate at which as many bytes are read; of the int8 peak"
     table = Table(
-        title=f"{race['workload']}, {race['frames']} frames, {race['threads']} threads",
-        caption=caption,
+        title=f"{race['workload']}, {_counted(race['frames'], 'frame')}, {_counted(race['threads'], 'thread')}",
+        caption="\n".join([shares, *named]),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -70,3 +73,12 @@ def _race(race: Mapping[str, Any]) -> list[Table]:
             f"{1e6 * peer['overhead_s']:.1f}",
         )
     return [table, others]
+
+
+def _counted(count: int, what: str) -> str:
+    """The number and its noun.
+
+    >>> _counted(1, "frame"), _counted(2, "frame")
+    ('1 frame', '2 frames')
+    """
+    return f"{count} {what}{'s' * (count != 1)}"
