@@ -2,7 +2,8 @@
 
 Both by a loop of the native library that does nothing else, from as many threads as are measured, the best of several
 tries. Bytes live where a buffer of as many lies after it was read: a product of 1 MB is held against the second
-cache, a model of 60 MB against memory.
+cache, a model of 60 MB against memory. On a busy machine a kernel may meet a quieter moment than its bound did: a
+share above 1 says so, and is not hidden.
 """
 
 from __future__ import annotations
