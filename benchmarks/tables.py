@@ -15,6 +15,7 @@ from typing import Any
 
 import integer_tables
 from in_torch_tables import in_torch_lines
+import kernel_tables
 from loss_tables import loss_lines
 from markdown_rows import source_line as _source
 from markdown_rows import table as _table
@@ -101,6 +102,7 @@ def readme_table() -> str:
             "",
             *race_rows(race),
             "",
+            *(line for one in oldest_first("kernels")[-1:] for line in kernel_tables.kernel_summary(one)),
             f"Peak memory of `subtone transcribe` with {memory['file']} ({memory['file_bytes'] / 1e6:.1f} MB): "
             + ", ".join(f"{row['peak_mb']:.0f} MB for {row['seconds']} s of sound" for row in memory["rows"])
             + ".",
@@ -270,6 +272,7 @@ def results_page() -> str:
             *stream_lines(streams),
             *drift_lines(drift),
             *loss_lines(newest("rnnt_loss")),
+            *(line for one in oldest_first("kernels")[-1:] for line in kernel_tables.kernel_lines(one)),
             *integer_lines(),
             *(line for one in oldest_first("in_torch")[-1:] for line in in_torch_lines(one)),
             "## The demo",

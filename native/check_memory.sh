@@ -12,4 +12,4 @@ cmake --build build/sanitize
 compiler=${CXX:-c++}
 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \
 ASAN_OPTIONS=detect_leaks=0 SUBTONE_LIBRARY="$PWD/build/sanitize/libsubtone.so" \
-  python -m pytest tests/runtime --ignore tests/runtime/test_aarch64.py -k "not larger_than_any_memory" "$@"
+  python -m pytest tests/runtime tests/bench/test_bounds.py --ignore tests/runtime/test_aarch64.py -k "not larger_than_any_memory" "$@"

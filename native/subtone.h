@@ -288,6 +288,17 @@ SUBTONE_API int64_t subtone_product_bytes(const subtone_product* product);
 /* Frees the product, which nobody runs; null is allowed. */
 SUBTONE_API void subtone_product_destroy(subtone_product* product);
 
+/* What bounds are measured with, on the calling thread. Reads `num_bytes` (8 or more, a multiple of 8) `repeats` times
+ * over, as fast as they can be read; `sum`: of all their 64-bit words, each repeat's again, modulo 2^64. */
+SUBTONE_API int32_t subtone_measure_read(const void* data, int64_t num_bytes, int64_t repeats, uint64_t* sum);
+
+/* Multiplies pairs of int8 on registers and adds them up in int32, as fast as exact sums of them can be had; `products`:
+ * how many, in proportion to `rounds`, which is 1 or more. */
+SUBTONE_API int32_t subtone_measure_int8(int64_t rounds, int64_t* products);
+
+/* What built the library; never null (not a status). */
+SUBTONE_API const char* subtone_compiler(void);
+
 #ifdef __cplusplus
 }
 #endif

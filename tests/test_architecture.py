@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "train": {"numerics", "files", "qtensor", "speech", "models", "quantize"},
     "export": {"numerics", "qtensor", "program", "speech", "pack", "runtime", "models", "quantize", "train"},
     "torch": {"qtensor", "pack", "runtime", "models", "quantize"},
+    "bench": {"program", "qtensor", "runtime", "report"},
     "report": {"numerics", "files", "qtensor", "program", "speech", "pack", "runtime", "models", "export"},
 }
 """Part -> the parts it may import; `cli`, `commands`, `demo` and the package itself see all."""

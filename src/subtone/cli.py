@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "compare": measuring.compare,
     "data synth": learning.data_synth,
     "bench model": measuring.bench_model,
+    "bench kernels": measuring.bench_kernels,
     "report figures": measuring.report_figures,
 }
 """What is typed -> what runs, in the order of `--help`."""

@@ -16,6 +16,27 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take that many utterance
 Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
 
 
+def listed(text: str) -> list[str]:
+    """What stands between the commas of an option.
+
+    >>> listed("8, 4,2")
+    ['8', '4', '2']
+    """
+    return [item.strip() for item in text.split(",")]
+
+
+def numbers(text: str, name: str) -> tuple[int, ...]:
+    """The whole numbers of the option `name`; ValueError where something else stands there.
+
+    >>> numbers("8,4", "bits")
+    (8, 4)
+    """
+    for item in listed(text):
+        if not (item.isascii() and item.isdigit() and len(item) <= 9):
+            raise ValueError(f"{name}={item} is not a whole number; write numbers divided by commas, as 8,4")
+    return tuple(map(int, listed(text)))
+
+
 def out_and_run(out: Path) -> tuple[Path, Path]:
     """OUT, and OUT.run for the state of a run; absolute, because "." has no name and moves when replaced."""
     out = Path(os.path.abspath(out))

@@ -1,4 +1,4 @@
-"""How good, how fast, how large: models, evaluate, compare, bench model, report figures."""
+"""How good, how fast, how large: models, evaluate, compare, bench model, bench kernels, report figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from subtone.command_output import progress_bar, say, show
-from subtone.commands.arguments import AsJson, Limit, Threads, recognizer_of
+from subtone.commands.arguments import AsJson, Limit, Threads, listed, numbers, recognizer_of
 from subtone.files import write_text
 
 if TYPE_CHECKING:
@@ -117,6 +117,50 @@ def bench_model(
     if out is not None:
         write_text(out, json.dumps(document, indent=1) + "\n")
     show(document, as_json=as_json, table=None if as_json else race(document))
+
+
+def bench_kernels(
+    shapes: Annotated[str, typer.Option(help="Products OUTPUTSxINPUTS, or none.")] = "4096x4096",
+    frames: Annotated[str, typer.Option(help="Frames at once.")] = "1",
+    bits: Annotated[str, typer.Option(help="Widths of our weights.")] = "8,6,5,4,3,2,1",
+    granularity: Annotated[str, typer.Option(help="channel, codebook, groups such as group64.")] = "channel",
+    threads: Annotated[str, typer.Option(help="Threads of every candidate, race by race.")] = "1",
+    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 20,
+    peers: Annotated[
+        str,
+        typer.Option(help="all that are installed, none, or some of torch, onnxruntime, openvino, torchao."),
+    ] = "all",
+    cold: Annotated[bool, typer.Option("--cold", help="All products of S8BQAT's M-I in turn too.")] = False,
+    lstm: Annotated[bool, typer.Option("--lstm", help="A step of an LSTM of 1024 units too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the document here too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Race our kernels against whichever peers are installed, and hold them against what the machine can do.
+
+    Lists are divided by commas. Times are of the work alone: what a call costs without any is taken off, for all.
+
+    Example: subtone bench kernels --shapes 4096x4096,512x2048 --frames 1,16 --bits 8,4,2 --peers onnxruntime
+    """
+    from subtone.bench.kernels import KernelSettings, measure_kernels
+    from subtone.bench.products import Granularity, shape_of
+    from subtone.bench.shown import kernels
+
+    settings = KernelSettings(
+        shapes=() if shapes == "none" else tuple(map(shape_of, listed(shapes))),
+        frames=numbers(frames, "frames"),
+        bits=numbers(bits, "bits"),
+        granularities=tuple(map(Granularity.of, listed(granularity))),
+        threads=numbers(threads, "threads"),
+        rounds=rounds,
+        peers=peers,
+        is_cold=cold,
+        has_lstm=lstm,
+    )
+    with progress_bar("racing") as move:
+        document = measure_kernels(settings, move)
+    if out is not None:
+        write_text(out, json.dumps(document, indent=1) + "\n")
+    show(document, as_json=as_json, table=None if as_json else kernels(document))
 
 
 def report_figures(

@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -235,32 +236,58 @@ class NativeEngine:
     def step(self, state: StreamState, *inputs: Matrix, is_last: bool = False) -> tuple[Matrix, StreamState]:
         return self._execute(_checked(inputs, self.program), state, is_last=is_last)
 
+    def repeatable(self, *inputs: Matrix) -> Callable[[], Matrix]:
+        """A function that runs these whole `inputs` anew at each call and gives the output, the same array each time.
+
+        All that a run needs beside its work is made once, here: what is timed of a call is the library. Later
+        changes of `inputs` in place are seen where they were contiguous and aligned; they are not checked again.
+        """
+        checked = _checked(inputs, self.program)
+        with self._turn:
+            plan = plan_of(self._planner, None, len(checked[0]), is_last=True)
+            call, output, _ = self._call(checked, plan, np.empty(0, self._ops.dtype))
+
+        def again() -> Matrix:
+            with self._turn:
+                status = call()
+            if status:
+                native.require_ok(self._library, status, f"running {len(checked[0])} frames")
+            return output
+
+        return again
+
     def _execute(
         self, inputs: list[Matrix], state: StreamState | None, *, is_last: bool, keeps_all: bool = False
     ) -> tuple[Matrix, StreamState]:
-        planner, position = self._planner, self._planner.index[self._ops.output]
-        addresses = np.array([native.address_of(features) for features in inputs], np.uintp)
         with self._turn:
-            plan = plan_of(planner, state, len(inputs[0]), is_last=is_last, keeps_all=keeps_all)
-            rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
-            dtype = self._ops.dtype
-            before = np.empty(0, dtype) if state is None else state.rows
-            after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), dtype)
-            output = np.empty((int(plan.end[position] - plan.first[position]), self._ops.output_width), dtype)
-            status = self._library.subtone_reserve(self._handle, plan.arena_bytes)
-            native.require_ok(self._library, status, f"taking {plan.arena_bytes} bytes for values")
-            status = self._library.subtone_run(
-                self._handle,
-                native.address_of(rows),
-                native.address_of(addresses),
-                native.address_of(output),
-                native.address_of(before),
-                before.size,
-                native.address_of(after),
-                after.size,
-            )
+            plan = plan_of(self._planner, state, len(inputs[0]), is_last=is_last, keeps_all=keeps_all)
+            before = np.empty(0, self._ops.dtype) if state is None else state.rows
+            call, output, after = self._call(inputs, plan, before)
+            status = call()
         native.require_ok(self._library, status, f"running {len(inputs[0])} frames")
         return output, StreamState(plan.end, after, is_last)
+
+    def _call(
+        self, inputs: list[Matrix], plan: Plan, before: NDArray
+    ) -> tuple[Callable[[], int], Matrix, NDArray]:
+        """What runs `plan` from the state's rows `before`; where its output and the state behind it will lie."""
+        planner, position, dtype = self._planner, self._planner.index[self._ops.output], self._ops.dtype
+        addresses = np.array([native.address_of(features) for features in inputs], np.uintp)
+        rows = np.stack([plan.base, plan.first, plan.end, plan.keep, plan.offsets], axis=1)
+        after = np.empty(int((plan.end - plan.keep) @ planner.row_sizes), dtype)
+        output = np.empty((int(plan.end[position] - plan.first[position]), self._ops.output_width), dtype)
+        status = self._library.subtone_reserve(self._handle, plan.arena_bytes)
+        native.require_ok(self._library, status, f"taking {plan.arena_bytes} bytes for values")
+        held = (rows, addresses, output, before, after)
+        places = [*map(native.address_of, held)]
+        function = functools.partial(
+            self._library.subtone_run, self._handle, *places[:4], before.size, places[4], after.size
+        )
+
+        def call(_held: object = (held, inputs)) -> int:  # what the addresses point to lives as long as it
+            return function()
+
+        return call, output, after
 
 
 def available_isas() -> tuple[str, ...]:

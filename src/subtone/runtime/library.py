@@ -167,6 +167,12 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "subtone_product_levels": (_Status, (_Handle, _Address)),
     "subtone_product_bytes": (ctypes.c_int64, (_Handle,)),
     "subtone_product_destroy": (None, (_Handle,)),
+    "subtone_measure_read": (
+        _Status,
+        (_Address, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(ctypes.c_uint64)),
+    ),
+    "subtone_measure_int8": (_Status, (ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))),
+    "subtone_compiler": (ctypes.c_char_p, ()),
 }
 
 
