@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import integer_tables
-from in_torch_tables import in_torch_lines
 import kernel_tables
+from in_torch_tables import in_torch_lines
 from loss_tables import loss_lines
 from markdown_rows import source_line as _source
 from markdown_rows import table as _table

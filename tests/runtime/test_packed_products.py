@@ -41,18 +41,26 @@ def test_every_code_comes_from_its_own_bits(isa, bits):
     inputs, codes = 24, np.arange(64 * 24, dtype=np.int64).reshape(64, 24)
     codes = (codes * 2654435761 >> 7) % 2**bits
     codes[0, : 2**bits] = np.arange(2**bits)[:inputs]
-    for levels in (None, np.sort(np.random.default_rng(bits).permutation(256)[: 2**bits] - 128).astype(np.int8)):
+    for levels in (
+        None,
+        np.sort(np.random.default_rng(bits).permutation(256)[: 2**bits] - 128).astype(np.int8),
+    ):
         weight = QTensor(
             codes=codes.astype(np.uint8),
             shape=codes.shape,
             scale=np.ones((64, 1), np.float32),
-            zero_point=np.zeros((64, 1), np.float32) if levels is not None else np.full((64, 1), 0.25, np.float32),
+            zero_point=np.zeros((64, 1), np.float32)
+            if levels is not None
+            else np.full((64, 1), 0.25, np.float32),
             bits=bits,
             codebook=levels,
         )
         features = np.eye(inputs, dtype=np.float32) * 127
         got = np.concatenate(
-            [NativeEngine(product_program(weight), {"w": weight}, isa=isa).run(features[k : k + 1]) for k in range(24)]
+            [
+                NativeEngine(product_program(weight), {"w": weight}, isa=isa).run(features[k : k + 1])
+                for k in range(24)
+            ]
         )
         whole = NativeEngine(product_program(weight), {"w": weight}, isa=isa).run(features)
         assert np.array_equal(got, whole)
@@ -69,7 +77,11 @@ def test_no_sum_of_packed_weights_overflows(isa, bits, end, sign):
     scale = np.ones((1, 1), np.float32)
     weight = QTensor(codes=codes, shape=codes.shape, scale=scale, zero_point=0 * scale, bits=bits)
     book = QTensor(
-        codes=codes, shape=codes.shape, scale=scale, zero_point=0 * scale, bits=bits,
+        codes=codes,
+        shape=codes.shape,
+        scale=scale,
+        zero_point=0 * scale,
+        bits=bits,
         codebook=np.linspace(-128, 127, 2**bits).astype(np.int8),
     )
     for one in (weight, book):
@@ -86,7 +98,9 @@ def test_no_sum_of_packed_weights_overflows(isa, bits, end, sign):
 def test_a_recurrence_reads_packed_weights_step_by_step(isa, bits, grid):
     rng = np.random.default_rng(bits)
     for units in (1, 17, 40):
-        weight = packed_weight(rng, (4 * units, units), bits=bits, grid=grid, groups=2 if units % 2 == 0 else 1)
+        weight = packed_weight(
+            rng, (4 * units, units), bits=bits, grid=grid, groups=2 if units % 2 == 0 else 1
+        )
         op = Lstm(input="x", output="y", cell="c", weight="w", bias="b", activation_bits=8)
         constants = {"w": weight, "b": rng.normal(size=4 * units).astype(np.float32)}
         program = program_of(op, width_in=4 * units, width_out=units)
