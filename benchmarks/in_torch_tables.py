@@ -8,6 +8,10 @@ from typing import Any
 from markdown_rows import source_line, table
 
 
+def _threads(count: int) -> str:
+    return f"{count} threads" if count > 1 else "1 thread (CPU time)"
+
+
 def in_torch_lines(document: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     lines = [
@@ -25,7 +29,7 @@ def in_torch_lines(document: Mapping[str, Any]) -> list[str]:
         heads = [
             part
             for one in model["races"]
-            for part in (f"ms, {one['threads']} threads", f"{document['ours']} is faster by")
+            for part in (f"ms, {_threads(one['threads'])}", f"{document['ours']} is faster by")
         ]
         rows = []
         for name, fact in facts.items():

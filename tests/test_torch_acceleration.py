@@ -119,6 +119,22 @@ def hugging_face(name: str) -> tuple[nn.Module, torch.Tensor]:
     return transformers.Wav2Vec2ForCTC(config).eval(), torch.randn(1, 4000)
 
 
+def test_a_hugging_face_model_in_bfloat16_keeps_its_type_and_is_saved_as_one(tmp_path):
+    from safetensors.torch import load_file
+
+    model, x = hugging_face("wav2vec2")
+    model = model.bfloat16()
+    with torch.inference_mode():
+        before = model(x.bfloat16()).logits
+        found = subtone.accelerate(model, recipe(8))
+        after = model(x.bfloat16()).logits
+    assert after.dtype == torch.bfloat16
+    assert (after - before).abs().max() < 0.2 * before.std()
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {f"{path}.codes" for path in found.packed} <= stored.keys()
+
+
 def test_an_accelerated_hugging_face_model_is_compiled_as_one_graph():
     model, x = hugging_face("wav2vec2")
     subtone.accelerate(model, recipe(8))

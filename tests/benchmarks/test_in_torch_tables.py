@@ -48,6 +48,7 @@ def test_every_candidate_has_its_memory_error_and_ratio_on_each_number_of_thread
         "machine": {"isas": [], "processor": "one", "cores": 2, "commit": "abc"},
     }
     page = "\n".join(in_torch_lines(document))
+    assert "ms, 1 thread (CPU time) | subtone, 8 bits is faster by | ms, 2 threads |" in page
     assert "OneForCTC, 3 blocks, 12 M parameters:" in page
     assert "| subtone, 8 bits | 12 | 1.2 | 500 | 1.00x (0.90 to 1.10) | 300 | 1.00x (0.90 to 1.10) |" in page
     assert "| PyTorch float | 48 | 0.0 | 1500 | 3.00x (2.90 to 3.10) | 750 | 2.50x (2.40 to 2.60) |" in page

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subtone.runtime.library import MAX_THREADS
 from subtone.runtime.product import PackedProduct, share_threads
 
 NAME = "subtone::linear"
@@ -68,7 +69,7 @@ def _linear_on_cpu(x: Tensor, product: Tensor, outputs: int) -> Tensor:
         return _linear_on_cpu(_as_floats(x), product, outputs).to(x.dtype)
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], outputs))
-    packed.run_at(x.data_ptr(), y.numel() // outputs, y.data_ptr(), torch.get_num_threads())
+    packed.run_at(x.data_ptr(), y.numel() // outputs, y.data_ptr(), min(torch.get_num_threads(), MAX_THREADS))
     return y
 
 
