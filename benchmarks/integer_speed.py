@@ -47,10 +47,14 @@ from subtone.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("quartznet5x5", "quartznet10x5", "quartznet15x5")
+WIDE_NETWORK = NETWORKS[-1]
+"""Whose blocks the recipe names."""
 TABLE_1 = ("quartznet15x5", "jasper10x5", "conformer-ctc-l")
 THREADS = (1, 2)
 PRELIMINARY_ROUNDS = 5
 OURS, DYNAMIC, OURS_FLOAT = "subtone w8a8, integers alone", "subtone w8, dynamic", "subtone float"
+WIDE = "subtone w8a8, some products wide"
+"""With the recipe's `wide_products`, where the network has them."""
 TORCH, ONNX, ONNX_DYNAMIC = "PyTorch float", "ONNX Runtime float", "ONNX Runtime dynamic int8"
 STATIC = "ONNX Runtime static int8"
 BARS = {ONNX: 2.5, STATIC: 1.0}
@@ -100,11 +104,14 @@ def measure(
         expected = heard(torch.from_numpy(features).T[None])[0].numpy()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        files = {
-            label: folder / f"{index}.subtone" for index, label in enumerate((OURS, DYNAMIC, OURS_FLOAT))
-        }
-        write_packed(files[OURS], package(integers_of(checkpoint, features), name=name))
-        assert describe(files[OURS])["is_integer"]
+        files = {DYNAMIC: folder / "dynamic.subtone", OURS_FLOAT: folder / "float.subtone"}
+        for label, is_wide in ((OURS, False), (WIDE, True)):
+            if is_wide and name != WIDE_NETWORK:
+                continue
+            files[label] = folder / f"{len(files)}.subtone"
+            made = integers_of(checkpoint, features, is_wide=is_wide)
+            write_packed(files[label], package(made, name=name))
+            assert describe(files[label])["is_integer"]
         dynamic = quantize_checkpoint(checkpoint, Recipe.load(ROOT / "recipes" / "ptq-w8.toml"))
         write_packed(files[DYNAMIC], package(dynamic, name=name))
         write_packed(files[OURS_FLOAT], package(checkpoint, name=name))
@@ -162,10 +169,13 @@ def measure(
     }
 
 
-def integers_of(checkpoint: Checkpoint, features: NDArray[np.float32]) -> Checkpoint:
-    """At 8 bits by 8, as recipes/zero-shot-w8a8.toml but for what calibration hears: `features`."""
+def integers_of(checkpoint: Checkpoint, features: NDArray[np.float32], *, is_wide: bool) -> Checkpoint:
+    """At 8 bits by 8, as recipes/zero-shot-w8a8.toml but for what calibration hears: `features`; and, where not
+    `is_wide`, for its products of 16 bits."""
     loaded = Recipe.load(ROOT / "recipes" / "zero-shot-w8a8.toml")
-    recipe = loaded.model_copy(update={"integer": {"features": "recordings"}})
+    assert loaded.integer is not None
+    kept = {"wide_products": loaded.integer["wide_products"]} if is_wide else {}
+    recipe = loaded.model_copy(update={"integer": {"features": "recordings", **kept}})
     settings = IntegerSettings.of(recipe)
     assert settings is not None
     return calibrated(quantize_checkpoint(checkpoint, recipe), settings, [features])
