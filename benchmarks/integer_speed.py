@@ -48,13 +48,13 @@ from subtone.runtime.session import Session
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("quartznet5x5", "quartznet10x5", "quartznet15x5")
 WIDE_NETWORK = NETWORKS[-1]
-"""Whose blocks the recipe names."""
+"""Whose blocks that recipe names."""
 TABLE_1 = ("quartznet15x5", "jasper10x5", "conformer-ctc-l")
 THREADS = (1, 2)
 PRELIMINARY_ROUNDS = 5
 OURS, DYNAMIC, OURS_FLOAT = "subtone w8a8, integers alone", "subtone w8, dynamic", "subtone float"
 WIDE = "subtone w8a8, some products wide"
-"""With the recipe's `wide_products`, where the network has them."""
+"""As recipes/zero-shot-w8a8-quartznet15x5.toml, of that network."""
 TORCH, ONNX, ONNX_DYNAMIC = "PyTorch float", "ONNX Runtime float", "ONNX Runtime dynamic int8"
 STATIC = "ONNX Runtime static int8"
 BARS = {ONNX: 2.5, STATIC: 1.0}
@@ -170,11 +170,10 @@ def measure(
 
 
 def integers_of(checkpoint: Checkpoint, features: NDArray[np.float32], *, is_wide: bool) -> Checkpoint:
-    """At 8 bits by 8, as recipes/zero-shot-w8a8.toml but for what calibration hears: `features`; and, where not
-    `is_wide`, for its products of 16 bits."""
-    loaded = Recipe.load(ROOT / "recipes" / "zero-shot-w8a8.toml")
-    assert loaded.integer is not None
-    kept = {"wide_products": loaded.integer["wide_products"]} if is_wide else {}
+    """At 8 bits by 8, as the recipe but for what calibration hears, `features`, and how its ranges are found."""
+    name = "zero-shot-w8a8-quartznet15x5" if is_wide else "zero-shot-w8a8"
+    loaded = Recipe.load(ROOT / "recipes" / f"{name}.toml")
+    kept = {key: value for key, value in (loaded.integer or {}).items() if key == "wide_products"}
     recipe = loaded.model_copy(update={"integer": {"features": "recordings", **kept}})
     settings = IntegerSettings.of(recipe)
     assert settings is not None

@@ -33,7 +33,7 @@ def word_lines(document: Mapping[str, Any]) -> list[str]:
         f"All {document['utterances']} utterances of `test-clean-a`, greedy, no language model; float {document['float']['wer_percent']:.2f} %. "
         "Calibrated on one batch of 8 spectrograms made from the BatchNorms (150 steps), on as many of noise in [-3, 3], or on 32 recordings of "
         "`train-clean-100`; weights to the nearest level unless compensated on the same features. Ranges by the least squared error "
-        "unless said otherwise. *11 wide*: 11 of 171 products read 16 bits, as recipe zero-shot-w8a8 says. Seeds are of the features. The paper's differences are on all of test-clean.",
+        "unless said otherwise. *11 wide*: 11 of 171 products read 16 bits, as recipe zero-shot-w8a8-quartznet15x5 says. Seeds are of the features. The paper's differences are on all of test-clean.",
         "",
         *table(f"{WORD_HEADS.format('weights and activations, calibration')} | paper", rows),
         "",
