@@ -150,6 +150,33 @@ def test_over_features_and_natively_two_bytes_give_the_same_integers() -> None:
     )
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_natively_whole_and_in_any_cut_two_bytes_give_the_same_integers(grid: str) -> None:
+    constants: dict[str, Constant] = {
+        "w": packed_weight(RNG, (20, 24), bits=5, grid=grid, groups=2),
+        "d": packed_weight(RNG, (24, 1, 3), bits=8, grid="symmetric"),
+        "b": floats(20),
+    }
+    ops = (
+        Conv1d(input="x", output="a", weight="d", kernel=3, padding=1, groups=24, source="wide.0"),
+        Relu(input="a", output="r"),
+        Conv1d(input="r", output="u", weight="w", bias="b", relu=True, source="wide.1"),
+        Conv1d(input="a", output="v", weight="w", bias="b", source="wide.2"),
+        Add(left="u", right="v", output="y"),
+    )
+    _, made, integers = made_of(constants, floats(40, 24), *ops)
+    levels = RNG.integers(-WIDE_LIMIT, WIDE_LIMIT + 1, (60, 24)).astype(np.int32)
+    expected = NumpyEngine(made, integers).run(levels)
+    engine = load_engine(made, integers)
+    assert np.array_equal(engine.run(levels), expected)
+    state, parts = engine.start(), []
+    for cut in np.array_split(levels, [1, 2, 30]):
+        part, state = engine.step(state, cut)
+        parts.append(part)
+    parts.append(engine.step(state, levels[:0], is_last=True)[0])
+    assert np.array_equal(np.concatenate(parts), expected)
+
+
 def test_no_product_is_wide_where_sums_have_8_bits() -> None:
     weight = packed_weight(RNG, (4, 4), bits=8, grid="symmetric")
     op = Conv1d(input="x", output="y", weight="w", source="wide")

@@ -49,7 +49,11 @@ def test_the_table_comes_back_from_the_resolved_recipe() -> None:
             RULE,
             "sum_bits=12 leaves nothing wide for wide_products to read; leave one of them out",
         ),
-        ("[integer]\nwide_products = 'head'", RULE, "recipe r: integer: wide_products"),
+        (
+            "[integer]\nwide_products = 'head'",
+            RULE,
+            r"integer: wide_products='head' is no list; write \['head'\]",
+        ),
         (
             "[integer]",
             RULE + 'activations = "dynamic"\n',
@@ -81,5 +85,8 @@ def test_recordings_are_asked_for_where_they_are_heard_and_nowhere_else() -> Non
     check_sound(heard, has_calibration=True, is_trained=False)
     with pytest.raises(ValueError, match=r"integer\.features='recordings' needs recordings; give some"):
         check_sound(heard, has_calibration=False, is_trained=False)
-    with pytest.raises(ValueError, match="recipe r hears nothing; leave out --calibration"):
+    complaint = (
+        r"recipe r hears nothing; leave out --calibration, or set integer\.features = 'recordings', bias_corr"
+    )
+    with pytest.raises(ValueError, match=complaint):
         check_sound(made, has_calibration=True, is_trained=False)

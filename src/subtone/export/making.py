@@ -2,7 +2,8 @@
 
 What a value's readers want of it decides its grid:
 
-* "narrow", products but those that a recipe calls wide: levels of `activation_bits`, unsigned behind a ReLU. "signed", attention: never unsigned.
+* "narrow", products: levels of `activation_bits`, unsigned behind a ReLU. "signed", attention: never unsigned. A product
+  that a recipe calls wide reads a "wide" value instead, byte by byte.
 * "fixed", functions: 16 bits in units of 2**-f, f at most 12, with room for twice what calibration saw. So a function's
   constants hold for every scale; what lies beyond calibration is where sigmoid and tanh have long ended.
 * "wide", sums and norms: 16 bits and room for four times the range that calibration found. Residual sums are where integer
@@ -311,7 +312,10 @@ WANTS: dict[type, str] = {
 
 
 def wants_of(program: Program, grids: Grids | None = None) -> dict[str, set[str]]:
-    """Of every value and table what its readers want; what only moves it hands on what is wanted of its result."""
+    """Of every value and table what its readers want; what only moves it hands on what is wanted of its result.
+
+    `grids` says which products are wide; none without it.
+    """
     wants: dict[str, set[str]] = {name: set() for name in (*program.inputs, *program.tables)}
     wants |= {name: set() for op in program.ops for name in results_of(op)}
     wants[program.output].add("logits")
