@@ -52,7 +52,7 @@ def test_the_table_comes_back_from_the_resolved_recipe() -> None:
         (
             "[integer]\nwide_products = 'head'",
             RULE,
-            r"integer: wide_products='head' is no list; write \['head'\]",
+            r"integer: wide_products='head' does not fit: a list is needed, \['head'\]",
         ),
         (
             "[integer]",

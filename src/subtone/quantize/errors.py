@@ -47,7 +47,7 @@ def one_line(error: pydantic.ValidationError, models: Sequence[type[pydantic.Bas
         message = str(mistake["ctx"]["error"])
         return f"{where}: {message}" if where else message
     if kind == "tuple_type":
-        return f"{where}={_shown(value)} is no list; write [{_shown(value)}]"
+        return f"{where}={_shown(value)} does not fit: a list is needed, [{_shown(value)}]"
     return f"{where}={_shown(value)} does not fit: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}"
 
 
