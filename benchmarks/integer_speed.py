@@ -104,12 +104,12 @@ def measure(
         expected = heard(torch.from_numpy(features).T[None])[0].numpy()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        files = {DYNAMIC: folder / "dynamic.subtone", OURS_FLOAT: folder / "float.subtone"}
-        for label, is_wide in ((OURS, False), (WIDE, True)):
-            if is_wide and name != WIDE_NETWORK:
-                continue
-            files[label] = folder / f"{len(files)}.subtone"
-            made = integers_of(checkpoint, features, is_wide=is_wide)
+        ours = (OURS, WIDE) if name == WIDE_NETWORK else (OURS,)
+        files = {
+            label: folder / f"{index}.subtone" for index, label in enumerate((*ours, DYNAMIC, OURS_FLOAT))
+        }
+        for label in ours:
+            made = integers_of(checkpoint, features, is_wide=label == WIDE)
             write_packed(files[label], package(made, name=name))
             assert describe(files[label])["is_integer"]
         dynamic = quantize_checkpoint(checkpoint, Recipe.load(ROOT / "recipes" / "ptq-w8.toml"))
