@@ -47,10 +47,14 @@ from subtone.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("quartznet5x5", "quartznet10x5", "quartznet15x5")
+WIDE_NETWORK = NETWORKS[-1]
+"""Whose blocks that recipe names."""
 TABLE_1 = ("quartznet15x5", "jasper10x5", "conformer-ctc-l")
 THREADS = (1, 2)
 PRELIMINARY_ROUNDS = 5
 OURS, DYNAMIC, OURS_FLOAT = "subtone w8a8, integers alone", "subtone w8, dynamic", "subtone float"
+WIDE = "subtone w8a8, some products wide"
+"""As recipes/zero-shot-w8a8-quartznet15x5.toml, of that network."""
 TORCH, ONNX, ONNX_DYNAMIC = "PyTorch float", "ONNX Runtime float", "ONNX Runtime dynamic int8"
 STATIC = "ONNX Runtime static int8"
 BARS = {ONNX: 2.5, STATIC: 1.0}
@@ -100,11 +104,14 @@ def measure(
         expected = heard(torch.from_numpy(features).T[None])[0].numpy()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
+        ours = (OURS, WIDE) if name == WIDE_NETWORK else (OURS,)
         files = {
-            label: folder / f"{index}.subtone" for index, label in enumerate((OURS, DYNAMIC, OURS_FLOAT))
+            label: folder / f"{index}.subtone" for index, label in enumerate((*ours, DYNAMIC, OURS_FLOAT))
         }
-        write_packed(files[OURS], package(integers_of(checkpoint, features), name=name))
-        assert describe(files[OURS])["is_integer"]
+        for label in ours:
+            made = integers_of(checkpoint, features, is_wide=label == WIDE)
+            write_packed(files[label], package(made, name=name))
+            assert describe(files[label])["is_integer"]
         dynamic = quantize_checkpoint(checkpoint, Recipe.load(ROOT / "recipes" / "ptq-w8.toml"))
         write_packed(files[DYNAMIC], package(dynamic, name=name))
         write_packed(files[OURS_FLOAT], package(checkpoint, name=name))
@@ -162,10 +169,12 @@ def measure(
     }
 
 
-def integers_of(checkpoint: Checkpoint, features: NDArray[np.float32]) -> Checkpoint:
-    """At 8 bits by 8, as recipes/zero-shot-w8a8.toml but for what calibration hears: `features`."""
-    loaded = Recipe.load(ROOT / "recipes" / "zero-shot-w8a8.toml")
-    recipe = loaded.model_copy(update={"integer": {"features": "recordings"}})
+def integers_of(checkpoint: Checkpoint, features: NDArray[np.float32], *, is_wide: bool) -> Checkpoint:
+    """At 8 bits by 8, as the recipe but for what calibration hears, `features`, and how its ranges are found."""
+    name = "zero-shot-w8a8-quartznet15x5" if is_wide else "zero-shot-w8a8"
+    loaded = Recipe.load(ROOT / "recipes" / f"{name}.toml")
+    kept = {key: value for key, value in (loaded.integer or {}).items() if key == "wide_products"}
+    recipe = loaded.model_copy(update={"integer": {"features": "recordings", **kept}})
     settings = IntegerSettings.of(recipe)
     assert settings is not None
     return calibrated(quantize_checkpoint(checkpoint, recipe), settings, [features])

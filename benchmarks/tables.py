@@ -28,7 +28,8 @@ IN_README = (
     "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
 )  # fmt: skip
 CONTROL = "tuned-float"
-OF_RECIPES = ("quartznet_ptq", "quartznet_tuned")
+OF_ROWS = ("quartznet_ptq", "quartznet_tuned", "quartznet_integer")
+"""Kinds whose rows stand by themselves: of each the newest counts, whichever document has it."""
 OF_ZOO = ("float", "ptq-w8", "ptq-w5", "ptq-w4", "ptq-w2")
 MIXED = {"ptq-m2-8-5": "M-II, 8/5", "ptq-bifocal-1-5": "1/5"}
 LAST_MINUTE = ("after_nine", "first", "one_by_one")
@@ -61,19 +62,27 @@ def oldest_first(kind: str) -> list[dict[str, Any]]:
 
 
 def newest(kind: str) -> dict[str, Any]:
-    """The newest document of a kind; where rows are of recipes, with those that only older ones have."""
+    """The newest document of a kind; of those in OF_ROWS with the rows that only older ones have."""
     documents = oldest_first(kind)
     if not documents:
         raise ValueError(f"no result of kind {kind}; benchmarks/README.md says which script makes it")
-    if kind not in OF_RECIPES:
+    if kind not in OF_ROWS:
         return documents[-1]
-    rows = {row["recipe"]["name"]: (row, one["source"]) for one in documents for row in one["rows"]}
+    rows = {
+        row.get("label") or row["recipe"]["name"]: (row, one["source"])
+        for one in documents
+        for row in one["rows"]
+    }
     sources = sorted({source for _, source in rows.values()})
     return {
         **documents[-1],
         "rows": [row for row, _ in rows.values()],
         "source": "`, `".join(sources),
     }
+
+
+def newest_if_any(kind: str) -> list[dict[str, Any]]:
+    return [newest(kind)] if oldest_first(kind) else []
 
 
 def with_table(readme: str) -> str:
@@ -113,7 +122,7 @@ def readme_table() -> str:
 
 def integer_summary() -> list[str]:
     """The README's lines on integers alone."""
-    words, speed = (oldest_first(kind)[-1:] for kind in ("quartznet_integer", "integer_speed"))
+    words, speed = (newest_if_any(kind) for kind in ("quartznet_integer", "integer_speed"))
     lines = [
         "Calibrated without a recording and run in integers alone (docs/results.md has seeds, random and recorded calibration):",
         "",
@@ -291,7 +300,7 @@ def results_page() -> str:
 
 def integer_lines() -> list[str]:
     """The sections of what has been measured of integers alone."""
-    made = {kind: oldest_first(kind)[-1:] for kind in integer_tables.SECTIONS}
+    made = {kind: newest_if_any(kind) for kind in integer_tables.SECTIONS}
     return [
         line for kind, found in made.items() for one in found for line in integer_tables.SECTIONS[kind](one)
     ]

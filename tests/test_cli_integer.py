@@ -14,6 +14,8 @@ from torch import nn
 
 from subtone.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from subtone.models.quartznet import Block, QuartzNet, QuartzNetConfig
+from subtone.pack import read_packed
+from subtone.program import IntegerAdd
 from subtone.speech.features import FrontEnd
 from subtone.speech.text import CharTokenizer
 
@@ -23,6 +25,7 @@ name = "quick"
 method = "linear"
 [integer]
 range = "mse"
+wide_products = ["blocks.1.*.pointwise"]
 [integer.synthesis]
 num_batches = 1
 batch_size = 2
@@ -80,6 +83,8 @@ def test_a_network_becomes_integers_without_a_recording_and_is_proven_to_be(work
     assert inspected["float_parts"] == inspected["float_weights"] == []
     assert {layer["activations"] for layer in inspected["layers"]} == {"static"}
     assert inspected["weights_by_bits"] == {"6": inspected["weights"]}
+    made_sums = [op.left for op in read_packed(file).program.ops if isinstance(op, IntegerAdd)]
+    assert sum(name.endswith(".of_high") for name in made_sums) == 1  # one product reads 16 bits
     packed = subtone("transcribe", file, workplace / "a.wav").stdout
     assert packed == subtone("transcribe", out, workplace / "a.wav").stdout  # as it will be packed
 
@@ -124,6 +129,20 @@ def test_a_network_without_batch_norms_is_told_to_use_recordings(workplace: Path
     )
     assert code == 2
     assert "recordings" in line
+
+
+def test_a_misspelt_glob_is_told_before_anything_is_made(workplace: Path) -> None:
+    recipe = workplace / "misspelt.toml"
+    recipe.write_text(
+        ZERO_SHOT.replace("blocks.1.", "block.1.").replace("iterations = 4", "iterations = 100000")
+    )
+    code, line = complaint("quantize", workplace / "float", recipe, "--out", workplace / "none")
+    assert code == 2
+    assert (
+        "integer.wide_products='block.1.*.pointwise' matches no product of this model; its products are"
+        in line
+    )
+    assert not (workplace / "none").exists()
 
 
 def test_a_picture_needs_something_to_show(workplace: Path) -> None:

@@ -101,3 +101,13 @@ def test_what_says_nothing_of_ranges_is_refused(examples: list, complaint: str) 
     program = program_of(Relu(input="x", output="y"), width_in=2, width_out=2)
     with pytest.raises(ValueError, match=complaint):
         observe(program, {}, examples)
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "ema", "mse"])
+def test_a_value_that_leaves_the_floats_is_named(calibration) -> None:
+    program = program_of(Scale(input="x", output="y", factor=2.0**126), width_in=2, width_out=2)
+    examples = [np.ones((3, 2), F32), np.full((3, 2), 1e3, F32)]
+    with pytest.raises(
+        ValueError, match="the value y reaches NaN or infinity on calibration example 1; give"
+    ):
+        observe(program, {}, examples, new_observer=observer_of(calibration))

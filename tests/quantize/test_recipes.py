@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from subtone.models import build, preset
 from subtone.models.nemo import network_from_nemo, read_nemo
 from subtone.models.quartznet import QuartzNet, QuartzNetConfig, quartznet_blocks
 from subtone.quantize import METHODS, Recipe, assign, quantizable_weights, quantize_weight
+from subtone.quantize.static import IntegerSettings
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 PTQ = sorted(FOLDER.glob("ptq-w*.toml"))
@@ -106,3 +108,20 @@ def test_on_a_trained_model_groups_and_clipping_and_codebooks_pay(shared):
     assert damage("ptq-w4-group64-clip") < damage("ptq-w4-group64")
     assert damage("ptq-w4-clip") < damage("ptq-w4")
     assert damage("ptq-w4-codebook") < damage("ptq-w4-clip")
+
+
+def test_the_recipe_for_quartznet15x5_names_11_products_of_it_and_none_of_another(quartznet):
+    settings = IntegerSettings.of(Recipe.load(FOLDER / "zero-shot-w8a8-quartznet15x5.toml"))
+    settings.require_products(quartznet)
+    modules = [path.rpartition(".")[0] for path in quantizable_weights(quartznet)]
+    assert sum(fnmatchcase(module, *settings.wide_products) for module in modules) == 11
+    assert len(modules) == 171
+    plain = IntegerSettings.of(Recipe.load(FOLDER / "zero-shot-w8a8.toml"))
+    assert settings.model_copy(update={"wide_products": ()}) == plain
+    with torch.device("meta"):
+        small = QuartzNet(QuartzNetConfig(blocks=quartznet_blocks(1)))
+    plain.require_products(small)
+    with pytest.raises(
+        ValueError, match="matches no product of this model; its products are called like blocks"
+    ):
+        settings.require_products(small)

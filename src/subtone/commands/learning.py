@@ -180,6 +180,8 @@ def quantize(
         TuneSettings.of(settings)  # a misspelt key is one without --train too
     source = load_checkpoint(checkpoint)
     source.require_float()
+    if integer is not None:
+        integer.require_products(source.network)
     examples = [] if integer is None else _calibration_features(source, integer, calibration, limit)
     if save_images is not None:
         _draw(save_images, source, examples, calibration)

@@ -8,21 +8,78 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtone.export.making import MAX_SHIFT, ROOM_BITS, Making, require_ratio
+from subtone.export.making import FITS, MAX_SHIFT, ROOM_BITS, Grid, Making, require_ratio, scalar_multipliers
 from subtone.numerics import dyadic_multiplier
-from subtone.program import Conv1d, Conv2d, IntegerConv1d, IntegerConv2d, IntegerWeight, vector_of
+from subtone.program import Conv1d, Conv2d, IntegerAdd, IntegerConv1d, IntegerConv2d, IntegerWeight, vector_of
 from subtone.qtensor import QTensor
 
+PARTIAL_LIMIT = 2**30
+"""The outermost level of a product by one byte of two."""
 SILENT_ROW = 2.0**-16
 """Ratio of a row of nothing but zeros, of which only the bias is heard."""
 
 
 def lower_product(making: Making, op: Conv1d | Conv2d, where: str) -> None:
     """A product; a Scale that alone reads it joins its multipliers."""
-    name = making.brought(op.input, "narrow", where)
     scaled = making.scaled.get(op.output)
     output, factor = (scaled.output, scaled.factor) if scaled else (op.output, 1.0)
-    source, grid = making.grids[name], making.grid_of(output, where)
+    is_wide = making.settings.is_wide(op)
+    name = making.brought(op.input, "wide" if is_wide else "narrow", where)
+    grid = making.grid_of(output, where)
+    if is_wide and not FITS["narrow"](making.grids[name]):
+        _lower_bytes(making, op, name, output, factor, grid, where)
+    else:
+        ends = (0 if op.relu else grid.low, grid.high)
+        _add_product(making, op, name, output, factor, grid, ends, where)
+
+
+def _lower_bytes(
+    making: Making, op: Conv1d | Conv2d, name: str, output: str, factor: float, grid: Grid, where: str
+) -> None:
+    """A product of two bytes: `W x = 256 W high + W low`, each in 30 bits that no input can leave, then their sum.
+
+    The two partial sums are rounded to 2**-30 of the largest that they could be, so that the one rounding that is
+    heard is that of the sum.
+    """
+    weight = weight_of(making, op.weight, where)
+    reach = np.abs(weight.dequantize().astype(np.float64)).reshape(weight.num_rows, -1).sum(1)
+    if isinstance(op, Conv1d) and op.gain:
+        reach = reach * np.abs(vector_of(making.constants, op.gain))
+    reach = reach * 129 * 256 * making.grids[name].scale
+    if op.bias:
+        reach = reach + np.abs(vector_of(making.constants, op.bias))
+    partial = Grid(
+        scale=float(reach.max()) * abs(factor) / PARTIAL_LIMIT, low=-PARTIAL_LIMIT, high=PARTIAL_LIMIT
+    )
+    ends = (partial.low, partial.high)
+    halves = making.bytes_of(name)
+    parts = [f"{output}.of_high", f"{output}.of_low"]
+    for half, part in zip(halves, parts, strict=True):
+        own = dataclasses.replace(op, bias=op.bias if half is halves[0] else "")
+        _add_product(making, own, half, part, factor, partial, ends, where)
+    multipliers, shift = scalar_multipliers([partial.scale / grid.scale] * 2, [PARTIAL_LIMIT] * 2, where)
+    making.add(
+        IntegerAdd(
+            left=parts[0], right=parts[1], output=output, left_multiplier=multipliers[0],
+            right_multiplier=multipliers[1], shift=shift, low=0 if op.relu else grid.low, high=grid.high,
+            source=op.source,
+        ),
+        grid,
+    )  # fmt: skip
+
+
+def _add_product(
+    making: Making,
+    op: Conv1d | Conv2d,
+    name: str,
+    output: str,
+    factor: float,
+    grid: Grid,
+    ends: tuple[int, int],
+    where: str,
+) -> None:
+    """`factor` times the product of the value `name`, as the value `output` on `grid`, clipped to `ends`."""
+    source = making.grids[name]
     gain = vector_of(making.constants, op.gain) if isinstance(op, Conv1d) and op.gain else None
     bias = vector_of(making.constants, op.bias) if op.bias else None
     integers = product_integers(
@@ -35,7 +92,7 @@ def lower_product(making: Making, op: Conv1d | Conv2d, where: str) -> None:
         field.name for field in dataclasses.fields(op)
     }
     fields: dict[str, Any] = {field: getattr(op, field) for field in kept}
-    fields |= {"input": name, "output": output, "low": 0 if op.relu else grid.low, "high": grid.high, **roles}
+    fields |= {"input": name, "output": output, "low": ends[0], "high": ends[1], **roles}
     making.add(kind(**fields), grid)
 
 

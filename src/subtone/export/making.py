@@ -2,7 +2,8 @@
 
 What a value's readers want of it decides its grid:
 
-* "narrow", products: levels of `activation_bits`, unsigned behind a ReLU. "signed", attention: never unsigned.
+* "narrow", products: levels of `activation_bits`, unsigned behind a ReLU. "signed", attention: never unsigned. A product
+  that a recipe calls wide reads a "wide" value instead, byte by byte.
 * "fixed", functions: 16 bits in units of 2**-f, f at most 12, with room for twice what calibration saw. So a function's
   constants hold for every scale; what lies beyond calibration is where sigmoid and tanh have long ended.
 * "wide", sums and norms: 16 bits and room for four times the range that calibration found. Residual sums are where integer
@@ -19,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -39,6 +41,7 @@ from subtone.program import (
     Embedding,
     Function,
     Glu,
+    IntegerAdd,
     Lstm,
     Op,
     Program,
@@ -87,11 +90,18 @@ class Grid:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grids:
     """How values are divided: `activation_bits` of what products read; `unsigned` spends no bit on a sign that a
-    ReLU has taken; `wide_limit` the outermost level of a sum (127 shows what 8 bits cost there)."""
+    ReLU has taken; `wide_limit` the outermost level of a sum (127 shows what 8 bits cost there); products of a module
+    that a glob of `wide_products` matches read a wide value, byte by byte."""
 
     activation_bits: int = 8
     unsigned: bool = True
     wide_limit: int = WIDE_LIMIT
+    wide_products: tuple[str, ...] = ()
+
+    def is_wide(self, op: Op) -> bool:
+        """Whether `op` is a product that reads a wide value."""
+        is_named = any(fnmatchcase(op.source, pattern) for pattern in self.wide_products)
+        return isinstance(op, Conv1d | Conv2d) and is_named
 
 
 class Making:
@@ -117,7 +127,7 @@ class Making:
         self.made: dict[str, Constant] = {}
         self.grids: dict[str, Grid] = {}
         self.output, self.prefix = output, prefix
-        self._wants = wants_of(program)
+        self._wants = wants_of(program, grids)
         self._writers = {name: op for op in program.ops for name in results_of(op)}
         self.widths = program.widths(constants)
         self._brought: dict[tuple[str, Want], str] = {}
@@ -223,6 +233,33 @@ class Making:
             self._brought[key] = self.rescaled(name, f"{name}.{want}", 1.0, wanted, where)
         return self._brought[key]
 
+    def bytes_of(self, name: str) -> tuple[str, str]:
+        """Two values of 8 bits for the wide one called `name`: `x = 256 high + low`, high = (x + 128) >> 8.
+
+        Exactly, but for x above 32639 on a signed grid, four times what calibration saw: low then ends at 127.
+        """
+        grid, parts = self.grids[name], (f"{name}.high", f"{name}.low")
+        if parts[0] not in self.grids:
+            high = Grid(
+                scale=256 * grid.scale, low=min(grid.low, 0) // 256, high=128 if grid.low >= 0 else 127
+            )
+            low = Grid(scale=grid.scale, low=-128, high=127)
+            fields = {"source": self.module}
+            self.add(
+                Rescale(
+                    input=name, output=parts[0], multiplier=1, shift=8, low=high.low, high=high.high, **fields
+                ),
+                high,
+            )
+            self.add(
+                IntegerAdd(
+                    left=name, right=parts[0], output=parts[1], left_multiplier=2, right_multiplier=-512, shift=1,
+                    low=low.low, high=low.high, **fields,
+                ),
+                low,
+            )  # fmt: skip
+        return parts
+
     def rescaled(self, name: str, output: str, factor: float, grid: Grid, where: str) -> str:
         """`factor` times the value `name`, as the value `output` on `grid`."""
         source = self.grids[name]
@@ -274,14 +311,19 @@ WANTS: dict[type, str] = {
 """What operations want of all that they read; others "wide". Sinusoids read no number, only how many rows there are."""
 
 
-def wants_of(program: Program) -> dict[str, set[str]]:
-    """Of every value and table what its readers want; what only moves it hands on what is wanted of its result."""
+def wants_of(program: Program, grids: Grids | None = None) -> dict[str, set[str]]:
+    """Of every value and table what its readers want; what only moves it hands on what is wanted of its result.
+
+    `grids` says which products are wide; none without it.
+    """
     wants: dict[str, set[str]] = {name: set() for name in (*program.inputs, *program.tables)}
     wants |= {name: set() for op in program.ops for name in results_of(op)}
     wants[program.output].add("logits")
     for op in reversed(program.ops):
         for name in inputs_of(op):
             wanted = wants[op.output] if isinstance(op, MOVERS) else {WANTS.get(type(op), "wide")}
+            if grids and grids.is_wide(op):
+                wanted = {"wide"}
             wants[name] |= wanted - {""}
     return wants
 

@@ -173,7 +173,8 @@ def observe(
         progress: called with the number of examples seen, after each.
 
     Raises:
-        ValueError: no example has a row; features that are not finite, or all of them 0: a range would mean nothing.
+        ValueError: no example has a row; features that are not finite, or all of them 0: a range would mean nothing; a
+            value that is not finite, by its name.
     """
     engine = load_engine(program, constants)
     observers: dict[str, Observer] = {}
@@ -186,6 +187,11 @@ def observe(
         for name, values in engine.values(
             *(np.ascontiguousarray(each, np.float32) for each in inputs)
         ).items():
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"the value {name} reaches NaN or infinity on calibration example {index}; give features of the "
+                    "size that the network was trained on, and see that its weights are finite"
+                )
             if len(values):
                 observers.setdefault(name, new_observer()).see(values)
         if progress:

@@ -35,9 +35,11 @@ def calibrated(
 
     A transducer's predictor and joiner are calibrated on what the network itself hears in them, by greedy search.
 
-    ValueError: a cascade; what `observe` refuses; a program without an integer form (`integer_program`).
+    ValueError: a cascade; a glob of products that matches none; what `observe` refuses; a program without an integer
+    form (`integer_program`).
     """
     _refuse_cascade(checkpoint)
+    settings.require_products(checkpoint.network)
     programs, constants = lower_checkpoint(checkpoint)
     new_observer = observer_of(
         settings.range,
@@ -108,6 +110,7 @@ def _integers(
         activation_bits=settings.activation_bits,
         unsigned=settings.unsigned,
         wide_limit=2 ** (settings.sum_bits - 1) - 1,
+        wide_products=settings.wide_products,
     )
     if set(programs) != {ENCODER}:
         return integer_parts(programs, constants, ranges, grids=grids)

@@ -139,8 +139,9 @@ def check_sound(recipe: Recipe, *, has_calibration: bool, is_trained: bool) -> N
     if has_calibration and is_trained:
         raise ValueError("--calibration and --train exclude each other; leave one out")
     if has_calibration and not hears:
+        heard = "" if integer is None else "integer.features = 'recordings', "
         raise ValueError(
-            f"recipe {recipe.name} hears nothing; leave out --calibration, or set bias_correction = true or "
+            f"recipe {recipe.name} hears nothing; leave out --calibration, or set {heard}bias_correction = true or "
             "rounding = 'compensated'"
         )
     if is_trained and hears:

@@ -46,6 +46,8 @@ def one_line(error: pydantic.ValidationError, models: Sequence[type[pydantic.Bas
     if kind == "value_error":
         message = str(mistake["ctx"]["error"])
         return f"{where}: {message}" if where else message
+    if kind == "tuple_type":
+        return f"{where}={_shown(value)} does not fit: a list is needed, [{_shown(value)}]"
     return f"{where}={_shown(value)} does not fit: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}"
 
 

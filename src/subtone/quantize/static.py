@@ -3,6 +3,7 @@
     [integer]
     features = "synthetic"        # what calibration hears: or "random", "recordings"
     activation_bits = 8           # of what products read
+    wide_products = ["blocks.16.*"]   # modules whose products read 16
     [integer.synthesis]           # quantize.zero_shot.SynthesisSettings
     num_batches = 1
 
@@ -12,16 +13,20 @@ between them is divided, once and for all: static scales, so that nothing is mea
 
 from __future__ import annotations
 
+import difflib
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import nn
 
 from subtone.models.checkpoints import Checkpoint
 from subtone.quantize.errors import one_line
 from subtone.quantize.rules import STRICT, Recipe
+from subtone.quantize.weights import quantizable_weights
 from subtone.quantize.zero_shot import Progress, SynthesisSettings, random_features, synthesize
 
 
@@ -34,6 +39,7 @@ class IntegerSettings(pydantic.BaseModel):
     * `range`: "minmax" (the paper's text), "ema" of each example's (its code), "percentile" of magnitudes, or "mse",
       the range whose clipping and rounding together cost least.
     * `sum_bits`: of residual sums, 8 to 16: 8 shows what they cost.
+    * `wide_products`: globs over modules whose products read 16 bits, as two products of 8: for the few that lose most.
     """
 
     model_config = STRICT
@@ -44,6 +50,7 @@ class IntegerSettings(pydantic.BaseModel):
     range: Literal["minmax", "ema", "percentile", "mse"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
     sum_bits: Annotated[int, Field(ge=8, le=16)] = 16
+    wide_products: Annotated[tuple[str, ...], Field(strict=False)] = ()
     synthesis: SynthesisSettings = SynthesisSettings()
 
     @pydantic.model_validator(mode="after")
@@ -51,6 +58,10 @@ class IntegerSettings(pydantic.BaseModel):
         if (self.range == "percentile") != (self.percentile is not None):
             raise ValueError(
                 f"percentile={self.percentile} goes with range='percentile' alone; give both, such as 99.99, or neither"
+            )
+        if self.wide_products and self.sum_bits < 16:
+            raise ValueError(
+                f"sum_bits={self.sum_bits} leaves nothing wide for wide_products to read; leave one of them out"
             )
         return self
 
@@ -75,6 +86,22 @@ class IntegerSettings(pydantic.BaseModel):
                     "scales are static; leave it out"
                 )
         return settings
+
+    def require_products(self, network: nn.Module) -> None:
+        """ValueError if a glob of `wide_products` matches no module of `network` that multiplies by a weight."""
+        modules = [
+            path.rpartition(".")[0]
+            for path, weight in quantizable_weights(network).items()
+            if weight.kind != "embedding"
+        ]
+        for pattern in self.wide_products:
+            if not any(fnmatchcase(module, pattern) for module in modules):
+                near = difflib.get_close_matches(pattern, modules, n=1, cutoff=0.0)
+                called = f"; its products are called like {near[0]}" if near else ""
+                raise ValueError(
+                    f"integer.wide_products={pattern!r} matches no product of this model{called}; correct it or leave "
+                    "it out"
+                )
 
     def resolved(self) -> dict[str, Any]:
         """The whole table with its defaults, as plain JSON."""
