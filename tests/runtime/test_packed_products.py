@@ -105,3 +105,17 @@ def test_a_recurrence_reads_packed_weights_step_by_step(isa, bits, grid):
         constants = {"w": weight, "b": rng.normal(size=4 * units).astype(np.float32)}
         program = program_of(op, width_in=4 * units, width_out=units)
         assert_native_equals_numpy(program, constants, isa, (1, 5), threads=(1, 2), seed=bits)
+
+
+def test_weights_that_fill_several_pieces_of_memory_stay_where_they_are_read():
+    # 1.2, 1.2, 2.5 and 0.2 MB: the second does not fit behind the first, the third is larger than any huge page.
+    rng = np.random.default_rng(0)
+    ops, constants, name = [], {}, "x"
+    for index, (outputs, inputs) in enumerate([(1200, 1000), (1000, 1200), (2500, 1000), (80, 2500)]):
+        weight = packed_weight(rng, (outputs, inputs), bits=8 if index % 2 == 0 else 7, grid="asymmetric")
+        result = "y" if index == 3 else f"v{index}"
+        ops.append(Conv1d(input=name, output=result, weight=f"w{index}", activation_bits=8))
+        constants[f"w{index}"], name = weight, result
+    program = program_of(*ops, width_in=1000, width_out=80)
+    for isa in ISAS:
+        assert_native_equals_numpy(program, constants, isa, (2, 1), threads=(1,))
