@@ -61,7 +61,6 @@ def test_a_recipe_fits_quartznet_and_any_model_of_divisible_widths(path, quartzn
     [
         ("ptq-m2-8-5", "s8bqat-m3", r"(encoder|predictor)\.layers\.0\.|joiner\.combine\.", (8, 5)),
         ("ptq-bifocal-1-5", "bifocal", r"encoder\.layers\.\d\.small\.", (1, 5)),
-        ("ptq-quartznet-4-6-compensated", "quartznet15x5", r"blocks\.(?!1[567])", (4, 6)),
         ("ptq-quartznet-4-6-refined", "quartznet15x5", r"blocks\.(?!1[567])", (4, 6)),
     ],
 )

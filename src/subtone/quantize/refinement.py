@@ -11,8 +11,9 @@ small, `d H d^T` with `d = w - q` of each row and `H = E[x x^T]`, can be made sm
 None of the three ever makes the error larger: a scale or a codebook that would, once rounded as it is stored,
 is left as it was. What is found is a local minimum.
 
-Tried and not taken: columns by descending `H_ii`, means taken out of `H` and put back by bias correction. Both
-left a smaller error, and got more words wrong (docs/lab-log.md).
+Tried and not taken: columns by descending `H_ii`, which got more words wrong in one setting and fewer in another
+at no smaller divergence; means taken out of `H` and put back by bias correction, which got more wrong
+(docs/lab-log.md).
 """
 
 from __future__ import annotations
