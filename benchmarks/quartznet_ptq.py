@@ -32,6 +32,8 @@ RECIPES = (
     "ptq-w4-clip", "ptq-w4-group64-clip", "ptq-w4-correct",
     "ptq-w5-codebook", "ptq-w4-codebook", "ptq-w4-asymmetric",
     "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
+    "ptq-w5-codebook-compensated", "ptq-w5-codebook-refined", "ptq-quartznet-4-6-refined",
+    "ptq-quartznet-5-6-compensated",
 )  # fmt: skip
 CALIBRATION_UTTERANCES = 64
 

@@ -26,6 +26,7 @@ START, END = "<!-- results: made by benchmarks/tables.py, do not edit -->\n", "<
 IN_README = (
     "ptq-w8", "ptq-w6", "ptq-w5", "ptq-w5-codebook", "ptq-w4", "ptq-w4-group64", "ptq-w4-codebook",
     "ptq-w4-compensated", "ptq-w4-group64-compensated", "ptq-w4-codebook-compensated",
+    "ptq-quartznet-4-6-refined", "ptq-w5-codebook-compensated", "ptq-quartznet-5-6-compensated",
 )  # fmt: skip
 CONTROL = "tuned-float"
 OF_ROWS = ("quartznet_ptq", "quartznet_tuned", "quartznet_integer")

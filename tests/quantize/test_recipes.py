@@ -63,9 +63,11 @@ def test_a_recipe_fits_quartznet_and_any_model_of_divisible_widths(path, quartzn
     [
         ("ptq-m2-8-5", "s8bqat-m3", r"(encoder|predictor)\.layers\.0\.|joiner\.combine\.", (8, 5)),
         ("ptq-bifocal-1-5", "bifocal", r"encoder\.layers\.\d\.small\.", (1, 5)),
+        ("ptq-quartznet-4-6-refined", "quartznet15x5", r"blocks\.(?!1[567])", (4, 6)),
+        ("ptq-quartznet-5-6-compensated", "quartznet15x5", r"blocks\.(?!1[567])", (5, 6)),
     ],
 )
-def test_the_papers_mixed_bits_lie_where_its_table_has_them(name, model, few, bits):
+def test_mixed_bits_lie_where_the_papers_table_or_the_lab_log_has_them(name, model, few, bits):
     with torch.device("meta"):
         network = build(preset(model).to_json())
     chosen = assign(Recipe.load(FOLDER / f"{name}.toml"), network)

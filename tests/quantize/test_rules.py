@@ -201,7 +201,7 @@ def test_settings_are_frozen():
             "bits = 4\nkinds = ['pointwise', 'conv2d']\nrounding = 'compensated'",
             "rounding='compensated' does not fit the conv2d weights, only linear, pointwise, depthwise, lstm; use 'nearest'",
         ),
-        ("bits = 4\nrounding = 'gptq'", "rounding='gptq' is not known; use 'nearest' or 'compensated'"),
+        ("bits = 4\nrounding = 'gptq'", "rounding='gptq' is not known; use 'nearest', 'compensated' or 'refined'"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_rule_is_one_line_with_its_remedy(rule, complaint):

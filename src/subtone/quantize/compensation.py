@@ -51,7 +51,7 @@ def compensated(
         errors = np.empty((*grouped[:2], stop - start))
         for column in range(start, stop):
             wanted = current[:, :, column]
-            code, value = _nearest(stored, wanted.reshape(rows), column, is_symmetric=is_symmetric)
+            code, value = nearest_in_column(stored, wanted.reshape(rows), column, is_symmetric=is_symmetric)
             codes[:, :, column] = code.reshape(wanted.shape)
             error = (wanted - value.reshape(wanted.shape)) / factor[:, None, column, column]
             current[:, :, column + 1 : stop] -= error[:, :, None] * factor[:, None, column, column + 1 : stop]
@@ -73,7 +73,7 @@ def _inverse_factor(moments: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.linalg.cholesky(np.linalg.inv(damped(moments))).swapaxes(1, 2)
 
 
-def _nearest(
+def nearest_in_column(
     stored: QTensor, wanted: NDArray[np.float64], column: int, *, is_symmetric: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The codes nearest to `wanted` (rows,) in one column of `stored`, and what they mean."""

@@ -1,5 +1,5 @@
 """Rounding by rule, without training: to nearest, the baseline that every other method must beat, or so
-that later columns compensate what earlier ones lost (compensation.py).
+that later columns compensate what earlier ones lost (compensation.py, refinement.py).
 
 Bias correction (Nagel et al. 2019, section 4.2, with means from data): rounding moves the mean of a
 product by `(W_float - W_quantized) E[x]`; what export adds to the output puts it back.
@@ -22,6 +22,7 @@ from subtone.quantize.compensation import compensated
 from subtone.quantize.lloyd_max import codebook_levels
 from subtone.quantize.method import Batch, Method, check_finite
 from subtone.quantize.ranges import fit_grid, group_count, kernel_range
+from subtone.quantize.refinement import refined
 from subtone.quantize.rules import Settings
 from subtone.quantize.weights import Weight, mean_product
 
@@ -29,7 +30,8 @@ from subtone.quantize.weights import Weight, mean_product
 class Linear(Method):
     """Method "linear": each weight to the nearest level of a grid, or of a codebook, fitted to it.
 
-    With `rounding = "compensated"` not always the nearest: the level that suits what other weights lost.
+    With `rounding = "compensated"` not always the nearest: the level that suits what other weights lost; with
+    "refined" scales and codebooks that suit the levels as well.
     """
 
     def freeze(self, model: nn.Module, *, calibration: Iterable[Batch] | None = None) -> Quantization:
@@ -48,9 +50,7 @@ class Linear(Method):
         for path in hearing:
             check_finite(path, weights[path].parameter)  # else the inputs behind it would be blamed
         moments = {
-            path: second_moment_of(weights[path])
-            for path, of in settings.items()
-            if of.rounding == "compensated"
+            path: second_moment_of(weights[path]) for path, of in settings.items() if of.rounding != "nearest"
         }
         means = {path: InputMean() for path, of in settings.items() if of.bias_correction}
         if hearing and calibration is not None:
@@ -110,9 +110,10 @@ def quantize_weight(
         return stored
     if moments is None:
         raise ValueError(
-            f"{name}: rounding='compensated' needs the second moments of its inputs; give moments"
+            f"{name}: rounding={settings.rounding!r} needs the second moments of its inputs; give moments"
         )
-    return compensated(stored, weight.numpy(), moments, is_symmetric=settings.is_symmetric)
+    better = refined if settings.rounding == "refined" else compensated
+    return better(stored, weight.numpy(), moments, is_symmetric=settings.is_symmetric)
 
 
 def _nearest(weight: Tensor, settings: Settings, name: str) -> QTensor:

@@ -68,7 +68,8 @@ class Settings(pydantic.BaseModel):
     * `range`: "absmax" (symmetric, codebook), "minmax" (asymmetric), "percentile" (of magnitudes;
       asymmetric: of both ends), "clip_search", "octav" (uniform grids; ranges.py says what they do).
     * `rounding`: "nearest", or "compensated": each column of a product takes up the error of those
-      rounded before it (compensation.py; needs calibration).
+      rounded before it (compensation.py; needs calibration); or "refined": from there codes, scales and
+      codebook in turn to the least error of the product (refinement.py; the same).
     * `bias_correction`: shift each output by what rounding took from its mean (needs calibration).
     * `activations`: "float", or "dynamic" with `activation_bits` for weights that meet one frame at
       a time; a kernel that spans frames keeps float activations (docs/numerics.md, section 3).
@@ -91,7 +92,7 @@ class Settings(pydantic.BaseModel):
     clip_high: float | None = None
     clip_step: float | None = None
     error: Literal["mae", "mse"] | None = None
-    rounding: Literal["nearest", "compensated"] = "nearest"
+    rounding: Literal["nearest", "compensated", "refined"] = "nearest"
     bias_correction: bool = False
     activations: Literal["float", "dynamic"] = "float"
     activation_bits: int | None = None
@@ -193,8 +194,8 @@ class Settings(pydantic.BaseModel):
         >>> Settings(bits=4, rounding="compensated").hears
         "rounding='compensated'"
         """
-        if self.rounding == "compensated":
-            return "rounding='compensated'"
+        if self.rounding != "nearest":
+            return f"rounding={self.rounding!r}"
         return "bias_correction=true" if self.bias_correction else None
 
     def activation_bits_for(self, kind: Kind) -> int:
@@ -372,7 +373,7 @@ def _check_kind(kind: Kind, settings: Settings, name: str = "") -> None:
     )
     _require(
         settings.rounding == "nearest" or kind in COMPENSATED_KINDS,
-        f"rounding='compensated' does not fit the {kind} weights{of}, only {', '.join(COMPENSATED_KINDS)}; "
+        f"rounding={settings.rounding!r} does not fit the {kind} weights{of}, only {', '.join(COMPENSATED_KINDS)}; "
         "use 'nearest'",
     )
     _require(
