@@ -107,14 +107,12 @@ struct AttentionScratch {
 
 // quantize: x (frames, inputs) -> levels. quantize_static: one row on the scale 1 / limit. multiply: levels of
 // `frames` frames times the panels of `panels` -> y (frames, outputs), weights in bytes; multiply_codes: packed,
-// without a table; multiply_indices: packed, with one.
-// depthwise, dense: x (frames_in, x_width),
-// whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
+// without a table; multiply_indices: packed, with one. depthwise, dense: x (frames_in, x_width), whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
 // several planes, all rows given. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
 // (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart).
 // narrow: int32 levels + level_offset -> bytes, unspecified beyond 0 .. 255. integer_sums: of the bytes of each frame
-// and group. integer_multiply: bytes of `frames` frames times the panels of `panels`; sums null without a correction. integer_depthwise: as depthwise; `quads`: scratch
-// of rows(kDepthwiseBlock) * 64 bytes. integer_image_depthwise: one row of an image, as image_depthwise.
+// and group. integer_multiply: bytes of `frames` frames times the panels of `panels`; sums null without a correction.
+// integer_depthwise: as depthwise; `quads`: scratch of rows(kDepthwiseBlock) * 64 bytes. integer_image_depthwise: one row of an image, as image_depthwise.
 // integer_transpose: as transpose. integer_attend: as attend. integer_cell_step: as cell_step, `limit` the largest level
 // of a hidden state. Others: see subtone.h.
 struct Kernels {

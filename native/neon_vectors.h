@@ -98,13 +98,13 @@ SUBTONE_INLINE longs shifted_up(longs x, int32_t bits) { return vshlq_s64(x, vdu
 // 64-bit numbers of 2 int32 and back, for vector_numbers.h.
 SUBTONE_INLINE longs load_longs(const int32_t* from, int64_t count) {
   if (count >= 2) return vmovl_s32(vld1_s32(from));
-  return longs{from[0], 0};
+  return longs{count > 0 ? from[0] : 0, 0};
 }
 
 SUBTONE_INLINE void store_longs(longs x, int64_t count, int32_t* to) {
   if (count >= 2)
     vst1_s32(to, vmovn_s64(x));
-  else
+  else if (count > 0)
     to[0] = static_cast<int32_t>(x[0]);
 }
 

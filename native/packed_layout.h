@@ -1,8 +1,8 @@
 // Where the bits of packed codes lie: weights of 1 to 7 bits.
 //
-// Included inside a namespace that no other file sees, after kernels.h. A panel of 64 outputs is cut into fields of 64 weights, 16
-// outputs of 4 inputs, in the order of bytes: four fields, of outputs 0-15, 16-31, 32-47 and 48-63, then those of the
-// next four inputs. Eight fields are a block: `bits` vectors of 64 bytes without a bit to spare, those of an even
+// Included inside a namespace that no other file sees, after kernels.h. A panel of 64 outputs is cut into fields of 64
+// weights, 16 outputs of 4 inputs, in the order of bytes: four fields, of outputs 0-15, 16-31, 32-47 and 48-63, then
+// those of the next four inputs. Eight fields are a block: `bits` vectors of 64 bytes without a bit to spare, those of an even
 // number in two halves. Byte i of each vector belongs to weight i of every field, so that one instruction takes a field
 // out of its vector; the few fields that no byte has room for are made of the bits that the others leave over.
 

@@ -1,4 +1,4 @@
-// A few threads that work together on one run and sleep between runs.
+// A few threads that work together on one run, and sleep between runs that do not follow each other at once.
 #ifndef SUBTONE_POOL_H
 #define SUBTONE_POOL_H
 
@@ -50,8 +50,8 @@ class Pool {
   Barrier barrier_;
   std::mutex mutex_;
   std::condition_variable woken_;
-  uint64_t run_index_ = 0;  // guarded by mutex_, like the three below
-  bool stopping_ = false;
+  std::atomic<uint64_t> run_index_{0};  // written with mutex_ held
+  bool stopping_ = false;               // guarded by mutex_, like the two below
   Work work_ = nullptr;
   void* job_ = nullptr;
   std::vector<std::thread> threads_;

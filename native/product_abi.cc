@@ -19,7 +19,6 @@
 struct subtone_product {
   const subtone::Kernels& kernels;
   subtone::PackedWeight weight;
-  subtone::Slab slab;  // of the weight's levels
 };
 
 namespace subtone {
@@ -155,12 +154,10 @@ int32_t subtone_product_create(const char* isa, const subtone_weight* weight, co
   const subtone::Kernels* kernels = subtone::find_kernels(isa);
   if (!kernels) return SUBTONE_ISA;
   return subtone::guarded([&] {
-    auto made = std::unique_ptr<subtone_product>(new subtone_product{*kernels, {}, {}});
+    auto made = std::unique_ptr<subtone_product>(new subtone_product{*kernels, {}});
     const int32_t status = subtone::pack_product(*weight, subtone::in_order(weight->rows), nullptr, bias, false,
                                                  &made->weight);
-    if (status != SUBTONE_OK) return status;
-    made->weight.settle(&made->slab);
-    *product = made.release();
+    if (status == SUBTONE_OK) *product = made.release();
     return status;
   });
 }
@@ -193,8 +190,10 @@ int32_t subtone_product_team(subtone_parallel parallel, int (*index)(void), int 
 
 int32_t subtone_product_levels(const subtone_product* product, int8_t* levels) {
   if (!product || !levels) return SUBTONE_NULL;
-  subtone::unpack_product(product->weight.product, levels);
-  return SUBTONE_OK;
+  return subtone::guarded([&] {
+    subtone::unpack_product(product->weight.product, levels);
+    return SUBTONE_OK;
+  });
 }
 
 int64_t subtone_product_bytes(const subtone_product* product) { return product ? product->weight.num_bytes() : 0; }

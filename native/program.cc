@@ -75,9 +75,6 @@ int32_t subtone_engine::append(const subtone_op& op) {
     if (value >= 0 && (!exists(value) || is_written[static_cast<size_t>(value)])) return SUBTONE_VALUE;
   status = subtone::pack(op, widths.data(), packed.get());
   if (status != SUBTONE_OK) return status;
-  packed->weight.settle(&weights);
-  packed->small.settle(&weights);
-  packed->integers.settle(&weights);
 
   const subtone::PackedWeight& weight = packed->weight;
   const subtone::Attention& attention = packed->attention;
@@ -100,6 +97,9 @@ int32_t subtone_engine::append(const subtone_op& op) {
       subtone::grow(&part.keys, (subtone::kKeyStride + subtone::kPositionStride) * attention.depth);
     }
   }
+  packed->weight.settle(&weights);
+  packed->small.settle(&weights);
+  packed->integers.settle(&weights);
   ops.reserve(ops.size() + 1);  // from here on nothing fails
   const int32_t index = static_cast<int32_t>(ops.size());
   for (int32_t value : packed->reads)

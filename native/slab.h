@@ -1,4 +1,4 @@
-// One place for all weights of an engine.
+// One place for the levels of all products of an engine.
 #ifndef SUBTONE_SLAB_H
 #define SUBTONE_SLAB_H
 

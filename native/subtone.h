@@ -157,7 +157,7 @@ typedef enum {
   SUBTONE_EXP = 5
 } subtone_function;
 
-/* A weight: floats, or packed codes for an integer product; read during subtone_append only. */
+/* A weight: floats, or packed codes for an integer product; read during subtone_append or subtone_product_create only. */
 typedef struct {
   int32_t activation_bits; /* 0: `floats`; 2..8: the others */
   int32_t reserved;
@@ -251,7 +251,8 @@ SUBTONE_API int32_t subtone_reserve(subtone_engine* engine, int64_t arena_bytes)
 
 /* Runs all ops on new rows. `rows[v]` of every value, as the ops imply them: an op computes rows first .. end - 1 of
  * its output, and its inputs hold what those need (SUBTONE_PLAN otherwise). A buffer overlaps no other that is
- * still to be read. Of a value that no op writes everything but the offset is 0. inputs[i]: (end - first, width) of value i; y: the same of the output.
+ * still to be read. Of a value that no op writes everything but the offset is 0. inputs[i]: (end - first, width) of
+ * value i; y: the same of the output.
  *
  * The state is flat: rows base .. first - 1 of value 0, then of value 1, and so on; `state_size` floats in all, which is
  * checked; new_state the same with rows keep .. end - 1, `new_state_size` floats. Both are the caller's, and two. */
@@ -293,7 +294,7 @@ SUBTONE_API void subtone_product_destroy(subtone_product* product);
 SUBTONE_API int32_t subtone_measure_read(const void* data, int64_t num_bytes, int64_t repeats, uint64_t* sum);
 
 /* Multiplies pairs of int8 on registers and adds them up in int32, as fast as exact sums of them can be had; `products`:
- * how many, in proportion to `rounds`, which is 1 or more. */
+ * how many, in proportion to `rounds`, which is 1 or more. On aarch64 a plain loop: no bound for its dot products. */
 SUBTONE_API int32_t subtone_measure_int8(int64_t rounds, int64_t* products);
 
 /* What built the library; never null (not a status). */

@@ -42,7 +42,7 @@ SUBTONE_INLINE ints levels_of(floats x, floats inverse) {
   return _mm512_cvt_roundps_epi32(position, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 
-// Levels of one group, zeros up to its multiple of 4, and their sum.
+// Levels of one group, zeros up to `bytes`, and their sum.
 int32_t quantize_group(const float* x, floats inverse, int64_t size, int64_t bytes, int8_t* levels) {
   // Packing four vectors works within 128-bit lanes; this puts their quads of bytes in order again.
   const ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -211,13 +211,29 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 
 }  // namespace
 
-const Kernels kernels = {
 #define SUBTONE_KERNEL(name, arguments) name,
 #define SUBTONE_INTEGER_KERNEL SUBTONE_KERNEL
+
+constexpr Kernels kernels = {
 #include "kernels.inc"
-#undef SUBTONE_INTEGER_KERNEL
-#undef SUBTONE_KERNEL
 };
 
 }  // namespace avx512vnni
+
+// The same with what VBMI does better. A constant: code that ran when the library is loaded would be of this instruction
+// set on a machine without it.
+namespace avx512vbmi {
+using namespace avx512vnni;
+
+// x86_packed_vbmi.cc
+void multiply_indices(const Product& product, const Levels& levels, int64_t frames, Span panels, float* y);
+
+constexpr Kernels kernels = {
+#include "kernels.inc"
+};
+
+#undef SUBTONE_INTEGER_KERNEL
+#undef SUBTONE_KERNEL
+
+}  // namespace avx512vbmi
 }  // namespace subtone

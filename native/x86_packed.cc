@@ -1,5 +1,5 @@
 // The kernels of packed weights with AVX-512 F, BW, VL and VNNI alone; x86_avx512.cc has the others.
-#define SUBTONE_ISA avx512vnni
+#define SUBTONE_PACKED_NAMESPACE avx512vnni
 #include "x86_packed.h"
 
 namespace subtone {

@@ -1,10 +1,10 @@
-// multiply_indices of the instruction set SUBTONE_ISA, which the file that includes this defines.
+// multiply_indices of the instruction set SUBTONE_PACKED_NAMESPACE, which the file that includes this defines.
 #include <immintrin.h>
 
 #include "kernels.h"
 
 namespace subtone {
-namespace SUBTONE_ISA {
+namespace SUBTONE_PACKED_NAMESPACE {
 namespace {
 
 #include "avx512_vectors.h"
@@ -17,5 +17,5 @@ void multiply_indices(const Product& product, const Levels& levels, int64_t fram
   multiply_packed<true>(product, levels, frames, panels, y);
 }
 
-}  // namespace SUBTONE_ISA
+}  // namespace SUBTONE_PACKED_NAMESPACE
 }  // namespace subtone

@@ -113,6 +113,7 @@ def test_every_instruction_set_of_the_processor_has_kernels_best_first():
     line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     flags = set(line.split(":")[1].split())
     needs = {
+        "avx512vbmi": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512vbmi"},
         "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
         "avx2": {"avx2"},
         "scalar": set(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tests.runtime.comparison import ISAS, assert_native_equals_numpy
@@ -12,7 +14,7 @@ from subtone.qtensor import QTensor
 from subtone.runtime.engine import NativeEngine
 
 WIDTHS = range(1, 8)
-# One, two and more frames at once, as they are; 5 and 13, as bytes; none.
+# Tiles of 1, 2, 4 and 6 frames, and their remainders; none.
 LENGTHS = (1, 2, 3, 4, 5, 13, 0)
 
 
@@ -74,6 +76,7 @@ def test_every_code_comes_from_its_own_bits(isa, bits):
 def test_no_sum_of_packed_weights_overflows(isa, bits, end, sign):
     inputs = 65535
     codes = np.full((65, inputs), 0 if end == "lowest" else 2**bits - 1, np.uint8)
+    codes[64, 0] = 2**bits - 1  # all codes of a matrix say how many bits it takes
     scale = np.ones((1, 1), np.float32)
     weight = QTensor(codes=codes, shape=codes.shape, scale=scale, zero_point=0 * scale, bits=bits)
     book = QTensor(
@@ -84,12 +87,30 @@ def test_no_sum_of_packed_weights_overflows(isa, bits, end, sign):
         bits=bits,
         codebook=np.linspace(-128, 127, 2**bits).astype(np.int8),
     )
-    for one in (weight, book):
+    # Levels that ascend by one from 0: the largest codes that are multiplied without a table.
+    run = dataclasses.replace(book, codebook=np.arange(2**bits).astype(np.int8))
+    for one in (weight, book, run):
         level = float(one.dequantize()[0, 0])
         for frames in (1, 2, 7):
             features = np.full((frames, inputs), sign * 127, np.float32)
             logits = NativeEngine(product_program(one), {"w": one}, isa=isa).run(features)
-            assert np.all(logits == np.float32(level * sign * 127 * inputs))
+            assert np.all(logits[:, :64] == np.float32(level * sign * 127 * inputs))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("first", [-128, -40, -16, -3, 0, 5, 96])
+def test_a_codebook_of_neighbours_is_a_codebook(isa, first):
+    rng = np.random.default_rng(0)
+    for codes in (rng.integers(0, 32, (65, 20)), np.zeros((65, 20)), np.full((65, 20), 31)):
+        weight = QTensor(
+            codes=codes.astype(np.uint8),
+            shape=(65, 20),
+            scale=np.full((65, 1), 0.01, np.float32),
+            zero_point=np.zeros((65, 1), np.float32),
+            bits=5,
+            codebook=np.arange(first, first + 32).astype(np.int8),
+        )
+        assert_native_equals_numpy(product_program(weight), {"w": weight}, isa, (1, 3), threads=(1,))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -3,6 +3,6 @@
 `subtone bench kernels` runs it. No peer is needed: each is imported where it is asked for, and one that is not
 installed is left out. All multiply the same weights, so that what a candidate gives is checked before it is timed.
 
-`products` says what is multiplied, `ours` and `peers` make candidates of it, `turns` times them in turn, `bounds`
+`products` says what is multiplied, `workloads` and `peers` make candidates of it, `turns` times them in turn, `bounds`
 measures the machine, `kernels` puts a run together, `shown` prints it.
 """

@@ -114,12 +114,15 @@ def _best_rate(work: Callable[[int, int], int], threads: int) -> float:
     ends, starts, done = np.zeros((TRIES, threads)), np.zeros((TRIES, threads)), np.zeros((TRIES, threads))
 
     def serve(worker: int) -> None:
-        work(worker, 1)
-        for index in range(TRIES):
-            barrier.wait()
-            starts[index, worker] = time.perf_counter()
-            done[index, worker] = work(worker, repeats)
-            ends[index, worker] = time.perf_counter()
+        try:
+            for index in range(TRIES):
+                barrier.wait()
+                starts[index, worker] = time.perf_counter()
+                done[index, worker] = work(worker, repeats)
+                ends[index, worker] = time.perf_counter()
+        except BaseException:
+            barrier.abort()  # or the others would wait for good
+            raise
 
     others = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in range(1, threads)]
     for other in others:

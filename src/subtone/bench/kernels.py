@@ -17,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtone.bench.bounds import Bounds, library
-from subtone.bench.peers import LSTM_PEERS, PEERS, Peer, chosen_peers, peer_candidate, use_threads, versions
+from subtone.bench.peers import (
+    LARGEST_ERROR,
+    LSTM_PEERS,
+    PEERS,
+    Peer,
+    chosen_peers,
+    peer_candidate,
+    use_threads,
+    versions,
+)
 from subtone.bench.products import LARGEST_FRAMES, OUR_BITS, Granularity
-from subtone.bench.turns import TURN_S, Candidate, overhead_of, take_turns
+from subtone.bench.turns import TURN_S, Candidate, error_of, overhead_of, take_turns
 from subtone.bench.workloads import CHANNEL, Workload, cold, hot, lstm_step
 from subtone.qtensor import check_group_size
 from subtone.report.machine import machine
@@ -179,7 +188,20 @@ def _race(
 def _ours(workload: Workload, bits: int, granularity: Granularity, threads: int) -> Candidate:
     without_work = workload.without_work().ours(bits, _dividing(granularity), threads=1)
     candidate = workload.ours(bits, granularity, threads=threads)
+    _require_sound(workload, bits, granularity, threads, candidate)
     return dataclasses.replace(candidate, overhead_s=overhead_of(without_work))
+
+
+def _require_sound(
+    workload: Workload, bits: int, granularity: Granularity, threads: int, candidate: Candidate
+) -> None:
+    """RuntimeError where ours does not give what a peer has to."""
+    checked = workload.checked()
+    one = candidate if checked is workload else checked.ours(bits, granularity, threads=threads)
+    expected = checked.expected(bits, granularity)
+    error = max(error_of(*pair) for pair in zip(one.results(), expected, strict=True))
+    if error > LARGEST_ERROR[8]:
+        raise RuntimeError(f"{workload.name}: ours at {bits} bits, {granularity}, errs by {error:.2g}")
 
 
 def _dividing(granularity: Granularity) -> Granularity:

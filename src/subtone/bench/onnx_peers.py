@@ -22,8 +22,6 @@ Nodes = tuple[list[Any], dict[str, NDArray[Any]]]
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
 INT8_ACCURACY = 4
-BLOCKS = ("16", "32", "64", "128", "256")
-INT8_FORMS = ("fused, s8", "fused, u8", "standard, s8", "standard, u8")
 
 
 def float32(products: Sequence[Product], form: str, threads: int) -> Made:
@@ -37,7 +35,7 @@ def float32(products: Sequence[Product], form: str, threads: int) -> Made:
 
 
 def dynamic_int8(products: Sequence[Product], form: str, threads: int) -> Made:
-    """`form` is one of INT8_FORMS."""
+    """`form`: "fused" or "standard", and the type of the weights."""
     is_signed, is_fused = form.endswith("s8"), form.startswith("fused")
 
     def nodes(product: Product, name: str) -> Nodes:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from subtone.bench.products import Product
 
 Made = tuple[Callable[[], Any], Callable[[], list[NDArray[np.float32]]]]
-FORMS = ("0/64", "0/128", "64/64", "128/128")
 
 
 def compressed(bits: int) -> Callable[[Sequence[Product], str, int], Made]:

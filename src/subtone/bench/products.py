@@ -3,7 +3,7 @@
 Codes of fewer bits are the upper bits of the same 8-bit codes, so all widths multiply about the same matrix, and a
 peer whose format is given the codes themselves multiplies exactly ours. Speed does not depend on their values.
 
-Letters: M frames, N outputs, K inputs of a product.
+Letters: T frames, N outputs, K inputs of a product.
 """
 
 from __future__ import annotations

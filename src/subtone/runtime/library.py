@@ -245,8 +245,9 @@ def op_record(
 ) -> tuple[OpRecord, list[NDArray]]:
     """`op` for `subtone_append`, and the arrays it points into, to be held until that returns.
 
-    `bounds` of the values of an integer-only program, which say whether the input of a product is int8 or uint8. A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it
-    is ever made in Python; a weight for float products is decoded here.
+    `bounds` of the values of an integer-only program, which say whether the input of a product is int8 or uint8.
+    A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it is ever made in Python;
+    a weight for float products is decoded here.
     """
     record = OpRecord(kind=KIND_CODES[type(op)], relu=getattr(op, "relu", False), cell=-1)
     arrays: dict[str, NDArray] = {}

@@ -9,6 +9,7 @@ Letters: T frames, K inputs, N outputs.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import functools
@@ -73,14 +74,14 @@ class PackedProduct:
         self.activation_bits = activation_bits
         # All of the weight but its codes: one row, whose codes are replaced when they are read back.
         self._described = {
-            field.name: getattr(weight, field.name)
+            field.name: copy.copy(getattr(weight, field.name))  # arrays: nobody else's
             for field in dataclasses.fields(weight)
             if field.name != "codes"
         }
         self._code_offset = weight.code_offset
         self._handle = ctypes.c_void_p()
         record, _arrays = native.product_record(weight, activation_bits)
-        self.bias = None if bias is None else np.require(bias, np.float32, ["C", "A"])
+        self.bias = None if bias is None else np.array(bias, np.float32)
         status = self._library.subtone_product_create(
             self.isa.encode(),
             ctypes.byref(record),

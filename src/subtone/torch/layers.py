@@ -104,14 +104,15 @@ class PackedLayer(nn.Module):
         error_msgs: list[str],
     ) -> None:
         known = (*PARTS, "codebook", "bias", "clip")
-        found = {name: state_dict[prefix + name].numpy() for name in known if prefix + name in state_dict}
-        missing_keys += [prefix + name for name in PARTS if name not in found]
+        tensors = {name: state_dict[prefix + name] for name in known if prefix + name in state_dict}
+        missing_keys += [prefix + name for name in PARTS if name not in tensors]
         unexpected_keys += [
             key for key in state_dict if key.startswith(prefix) and key.removeprefix(prefix) not in known
         ]
-        if not found.keys() >= set(PARTS):
+        if not tensors.keys() >= set(PARTS):
             return
         try:
+            found = {name: _array_of(name, tensor) for name, tensor in tensors.items()}
             weight, activation_bits = _weight_of(found)
             if weight.shape != self.weight_shape:
                 raise ValueError(f"shape={weight.shape} does not fit {self.weight_shape}, that of the layer")
@@ -135,6 +136,14 @@ class PackedConv1d(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._multiply(x.transpose(-2, -1)).transpose(-2, -1).contiguous()
+
+
+def _array_of(name: str, tensor: Tensor) -> NDArray:
+    if tensor.dtype == torch.bfloat16 or tensor.is_meta:
+        raise ValueError(
+            f"{name} is {tensor.dtype} on {tensor.device}, not as it was saved; save the model again"
+        )
+    return tensor.detach().cpu().numpy()
 
 
 def _weight_of(parts: Mapping[str, NDArray]) -> tuple[QTensor, int]:

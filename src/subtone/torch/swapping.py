@@ -103,11 +103,11 @@ def accelerate(
             left[path] = reason
             continue
         float_bytes += weight.parameter.nbytes
-        for place, (module_path, module) in enumerate(holders):
-            if place and module is holders[0][1]:
-                swaps[module_path] = swaps[holders[0][0]]
-                continue
-            swaps[module_path] = _packed_layer(path, module, quantization)
+        made: dict[int, PackedLayer] = {}  # a module that stands at several places stays one
+        for module_path, module in holders:
+            if id(module) not in made:
+                made[id(module)] = _packed_layer(path, module, quantization)
+            swaps[module_path] = made[id(module)]
     if not swaps:
         reasons = "; ".join(sorted(set(left.values()))) or "the recipe quantizes nothing"
         raise ValueError(f"no layer can be packed ({reasons}); use a recipe with activations = 'dynamic'")
