@@ -110,6 +110,13 @@ SUBTONE_INLINE ints stored(const ints* vectors, const ints* tables) {
     return shifted_codes<kBits, kField, Its::exponent(Its::of(kField))>(vectors);
 }
 
+// By 2^kExponent, of which every lane is a multiple.
+template <int kExponent>
+SUBTONE_INLINE ints divided(ints sum) {
+  if constexpr (kExponent == 0) return sum;
+  return _mm512_srai_epi32(sum, kExponent);
+}
+
 // total[f][v] += what group g adds for frame f and 16 outputs, as in multiply_group of x86_avx512.cc.
 template <int kBits, bool kHasTable, int kFrames>
 SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weights, const int8_t* levels,
@@ -121,7 +128,7 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
   repeat<kFrames>(SUBTONE_EACH(f) {
     const int32_t start = -product.level_offset * level_sums[f * groups];
     repeat<8>(SUBTONE_EACH(c) {
-      sums[f][c] = c < 4 ? _mm512_slli_epi32(_mm512_set1_epi32(start), Its::exponent(c)) : _mm512_setzero_si512();
+      sums[f][c] = _mm512_set1_epi32(c < 4 ? start * (1 << Its::exponent(c)) : 0);
     });
   });
   for (const int8_t* end = levels + product.group_bytes; levels < end; levels += 8, weights += 64 * kBits) {
@@ -149,10 +156,15 @@ SUBTONE_INLINE void add_packed_group(const Product& product, const uint8_t* weig
     repeat<4>(SUBTONE_EACH(v) {
       constexpr int kFirst = v, kSecond = v + 4;
       asm("" : "+v"(sums[f][kFirst]));  // as in multiply_group
-      ints sum = _mm512_srai_epi32(sums[f][kFirst], Its::exponent(kFirst));
+      ints sum = sums[f][kFirst];
       if constexpr (Its::is_own(kSecond)) {
+        constexpr bool kAlike = Its::exponent(kFirst) == Its::exponent(kSecond);
         asm("" : "+v"(sums[f][kSecond]));
-        sum = _mm512_add_epi32(sum, _mm512_srai_epi32(sums[f][kSecond], Its::exponent(kSecond)));
+        if constexpr (!kAlike) sum = divided<Its::exponent(kFirst)>(sum);
+        sum = _mm512_add_epi32(sum, divided<kAlike ? 0 : Its::exponent(kSecond)>(sums[f][kSecond]));
+        if constexpr (kAlike) sum = divided<Its::exponent(kFirst)>(sum);
+      } else {
+        sum = divided<Its::exponent(kFirst)>(sum);
       }
       const int64_t n = row + kLanes * v;
       floats value = _mm512_cvtepi32_ps(sum);
@@ -178,7 +190,7 @@ void multiply_packed_tile(const Product& product, const Levels& in, int64_t t0, 
   repeat<kFrames>(SUBTONE_EACH(f) { repeat<4>(SUBTONE_EACH(v) { total[f][v] = _mm512_setzero_ps(); }); });
   for (int64_t g = 0; g < product.groups; ++g) {
     add_packed_group<kBits, kHasTable, kFrames>(product, weights, levels, in.sums + t0 * product.groups + g,
-                                                g * product.padded_outputs + n0, tables, total);
+                                                product.scales_of(n0, g), tables, total);
     weights += kPanel * product.group_bytes * kBits / 8;
     levels += product.group_bytes;
   }

@@ -40,10 +40,15 @@ struct Product {
   int32_t bits, level_offset;
   const uint8_t* panels;  // [panel][groups * group_bytes / 4][outputs of panel][4]; packed: see packed_layout.h
   const uint8_t* table;   // packed: level + level_offset of each code (kTables), null where a code is that itself
-  const float* scale;                       // [group][padded output]
+  const float* scale;     // [panel][group][outputs of panel], as weights are read
   const float* zero_point;                  // the same; null where all are 0
   Finish finish;
   int64_t row_bytes() const { return groups * group_bytes; }
+  // Where the outputs from n0 on, the first of a panel, have their scales of a group.
+  int64_t scales_of(int64_t n0, int64_t group) const {
+    const int64_t rest = padded_outputs - n0;
+    return n0 * groups + group * (rest < kPanel ? rest : kPanel);
+  }
   int64_t panel_bytes() const { return kPanel * row_bytes() * bits / 8; }
 };
 

@@ -6,12 +6,14 @@ namespace {
 
 #include "packed_layout.h"
 
-// (rows, groups) -> (groups, padded outputs).
-Buffer<float> transposed(const float* values, const std::vector<int64_t>& source, int64_t groups, int64_t padded) {
-  Buffer<float> copy(groups * padded);
-  for (size_t n = 0; n < source.size(); ++n)
-    for (int64_t g = 0; source[n] >= 0 && g < groups; ++g)
-      copy[g * padded + static_cast<int64_t>(n)] = values[source[n] * groups + g];
+// (rows, groups) -> [panel][group][outputs of panel].
+Buffer<float> by_panels(const float* values, const std::vector<int64_t>& source, const Product& product) {
+  Buffer<float> copy(product.groups * product.padded_outputs);
+  for (int64_t n = 0; n < product.outputs; ++n) {
+    const int64_t row = source[static_cast<size_t>(n)], n0 = n / kPanel * kPanel;
+    for (int64_t g = 0; row >= 0 && g < product.groups; ++g)
+      copy[product.scales_of(n0, g) + n - n0] = values[row * product.groups + g];
+  }
   return copy;
 }
 
@@ -143,11 +145,11 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
     pack_codes(from, source, has_table, packed);
   }
   product.panels = packed->levels.data();
-  packed->scale = transposed(from.scale, source, product.groups, product.padded_outputs);
+  packed->scale = by_panels(from.scale, source, product);
   product.scale = packed->scale.data();
   product.zero_point = nullptr;
   if (!all_zero(from.zero_point, from.rows * product.groups)) {
-    packed->zero_point = transposed(from.zero_point, source, product.groups, product.padded_outputs);
+    packed->zero_point = by_panels(from.zero_point, source, product);
     product.zero_point = packed->zero_point.data();
   }
   product.finish = pack_finish(gain, bias, relu, source, 1, product.padded_outputs, packed);

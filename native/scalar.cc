@@ -62,7 +62,7 @@ void multiply_panel(const Product& product, const Levels& in, int64_t t, int64_t
     int32_t sums[kPanel];
     for (int64_t n = 0; n < width; ++n) sums[n] = -product.level_offset * level_sum;
     add_group(g, sums);
-    const int64_t row = g * product.padded_outputs + n0;
+    const int64_t row = product.scales_of(n0, g);
     for (int64_t n = 0; n < width; ++n) {
       float sum = static_cast<float>(sums[n]);
       if (product.zero_point) sum = sum - product.zero_point[row + n] * static_cast<float>(level_sum);

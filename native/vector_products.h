@@ -110,7 +110,7 @@ void multiply_panels(const Product& product, const Levels& in, int64_t frames, S
             add_panel<false>(rows, weights + 4 * quad * width, width, spread_rows, quad, next, sums[0]);
         }
         for (int64_t r = 0; r < rows; ++r)
-          add_group(product, sums[r], level_sums[r * product.groups], g * product.padded_outputs + n0, width, total[r]);
+          add_group(product, sums[r], level_sums[r * product.groups], product.scales_of(n0, g), width, total[r]);
       }
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t n = 0; n < width; n += kWidth) {

@@ -125,7 +125,7 @@ void multiply_tile(const Product& product, const Levels& in, int64_t t0, int64_t
   const auto add_group =
       product.zero_point ? multiply_group<kFrames, kVectors, true> : multiply_group<kFrames, kVectors, false>;
   for (int64_t g = 0; g < product.groups; ++g) {
-    add_group(product, weights, levels, in.sums + t0 * product.groups + g, g * product.padded_outputs + n0, total);
+    add_group(product, weights, levels, in.sums + t0 * product.groups + g, product.scales_of(n0, g), total);
     weights += product.group_bytes * kLanes * kVectors;
     levels += product.group_bytes;
   }
