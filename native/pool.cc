@@ -2,6 +2,10 @@
 
 #include <chrono>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 namespace subtone {
 namespace {
 
@@ -35,6 +39,24 @@ bool wait_awake(std::chrono::microseconds limit, const IsDone& is_done) {
     if (waited > kSpin) std::this_thread::yield();
   }
 }
+
+#if defined(__linux__)
+int own_cpu() { return sched_getcpu(); }
+
+// Moves the calling thread to another processor that it may use, if there is one, and lets it use all again: who is
+// woken by a thread is often put where that one runs, and stays there, taking turns with it, for milliseconds.
+void leave(int cpu) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;  // more processors than a set names
+  cpu_set_t others = allowed;
+  CPU_CLR(static_cast<unsigned>(cpu), &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int own_cpu() { return -1; }
+void leave(int) {}
+#endif
 
 }  // namespace
 
@@ -82,6 +104,7 @@ void Pool::run(Work work, void* job) {
       std::lock_guard<std::mutex> lock(mutex_);
       work_ = work;
       job_ = job;
+      caller_cpu_ = own_cpu();
       run_index_.fetch_add(1, std::memory_order_release);
     }
     woken_.notify_all();
@@ -95,6 +118,7 @@ void Pool::serve(int worker) {
   for (;;) {
     Work work;
     void* job;
+    int caller_cpu;
     wait_awake(kLinger, [&] { return run_index_.load(std::memory_order_acquire) != seen; });
     {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -103,7 +127,9 @@ void Pool::serve(int worker) {
       seen = run_index_.load(std::memory_order_relaxed);
       work = work_;
       job = job_;
+      caller_cpu = caller_cpu_;
     }
+    if (caller_cpu >= 0 && own_cpu() == caller_cpu) leave(caller_cpu);
     work(job, worker);
     barrier_.wait();
   }

@@ -51,9 +51,10 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable woken_;
   std::atomic<uint64_t> run_index_{0};  // written with mutex_ held
-  bool stopping_ = false;               // guarded by mutex_, like the two below
+  bool stopping_ = false;               // guarded by mutex_, like the three below
   Work work_ = nullptr;
   void* job_ = nullptr;
+  int caller_cpu_ = -1;
   std::vector<std::thread> threads_;
 };
 
