@@ -181,7 +181,7 @@ def speed_lines(document: Mapping[str, Any]) -> list[str]:
     return [
         "## Integers alone: speed and size (zero-shot, Fig. 2 and Table I)",
         "",
-        f"The network alone, {document['seconds']} s of speech, {document['rounds']} rounds in turn in one process, medians; on one thread its "
+        f"The network alone, {document['seconds']} s of speech, {document['rounds']} rounds or more in turn in one process, medians; on one thread its "
         "CPU time, on two the wall's. 5x5 and 10x5 have random weights. Every calibration has heard these features. ONNX Runtime "
         f"{versions['onnxruntime']}; its static int8 is the fastest of {len(document['rows'][0]['races'][0]['static_seconds'])} forms, "
         f"here {' or '.join(sorted({run['static_form'] for row in document['rows'] for run in row['races']}))}. "

@@ -83,7 +83,7 @@ def kernel_lines(document: Mapping[str, Any]) -> list[str]:
         "## Kernels",
         "",
         f"Products y = W x with activations of 8 bits a frame, our kernels in turn with every peer ({versions}; {document['compiler']}), "
-        f"{document['rounds']} rounds. Of each peer the best form took part (block sizes, operators, engines), checked for what it "
+        f"{document['rounds']} rounds or more. Of each peer the best form took part (block sizes, operators, engines), checked for what it "
         "multiplies. What a call costs without work is taken off the times of all. A bound is the larger of the bytes at the rate at "
         "which as many are read, and the products at the int8 peak, both measured in the same run: "
         f"{peaks} threads. A share above 100 % says that the bound was measured while others used the machine. Ratios above 1: ours "

@@ -29,7 +29,7 @@ IN_README = (
     "ptq-quartznet-4-6-refined", "ptq-w5-codebook-compensated", "ptq-quartznet-5-6-compensated",
 )  # fmt: skip
 CONTROL = "tuned-float"
-OF_ROWS = ("quartznet_ptq", "quartznet_tuned", "quartznet_integer")
+OF_ROWS = ("quartznet_ptq", "quartznet_tuned", "quartznet_integer", "integer_speed")
 """Kinds whose rows stand by themselves: of each the newest counts, whichever document has it."""
 OF_ZOO = ("float", "ptq-w8", "ptq-w5", "ptq-w4", "ptq-w2")
 MIXED = {"ptq-m2-8-5": "M-II, 8/5", "ptq-bifocal-1-5": "1/5"}
@@ -70,7 +70,7 @@ def newest(kind: str) -> dict[str, Any]:
     if kind not in OF_ROWS:
         return documents[-1]
     rows = {
-        row.get("label") or row["recipe"]["name"]: (row, one["source"])
+        row.get("label") or row.get("model") or row["recipe"]["name"]: (row, one["source"])
         for one in documents
         for row in one["rows"]
     }
