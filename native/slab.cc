@@ -11,6 +11,9 @@ namespace subtone {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+// Of addresses: what is not written takes no memory, so that a layer which does not fit behind the one before it leaves
+// none unused but the rest of a page.
+constexpr int64_t kChunk = int64_t{64} << 20;
 
 // Before anything is written there: only then does the first touch of a page get a huge one.
 void ask_for_huge_pages(uint8_t* first, int64_t count) {
@@ -33,11 +36,10 @@ const uint8_t* Slab::keep(const void* bytes, int64_t count) {
   return chunks_.back().data();
 #else
   if (chunks_.empty() || chunks_.back().size() - used_ < count) {
-    const bool is_first = chunks_.empty();
-    chunks_.push_back(is_first && count <= kHugePage
-                          ? Buffer<uint8_t>::uninitialized(kHugePage, kAlignment)
-                          : Buffer<uint8_t>::uninitialized(round_up(count, kHugePage), kHugePage));
-    if (!is_first || count > kHugePage) ask_for_huge_pages(chunks_.back().data(), chunks_.back().size());
+    const bool is_small = chunks_.empty() && count <= kHugePage;
+    const int64_t size = is_small ? kHugePage : count < kChunk ? kChunk : round_up(count, kHugePage);
+    chunks_.push_back(Buffer<uint8_t>::uninitialized(size, is_small ? kAlignment : kHugePage));
+    if (!is_small) ask_for_huge_pages(chunks_.back().data(), size);
     used_ = 0;
   }
   uint8_t* to = chunks_.back().data() + used_;

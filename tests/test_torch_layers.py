@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -112,7 +113,21 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_its_layer():
         model.load_state_dict({name: part for name, part in state.items() if name != "2.scale"})
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"2\.weight"'):
         model.load_state_dict({**state, "2.weight": torch.ones(1)})
+    with pytest.raises(RuntimeError, match=r"0: scale is torch\.bfloat16 on cpu, not as it was saved"):
+        model.load_state_dict({**state, "0.scale": state["0.scale"].bfloat16()})
     model.load_state_dict(state)
+
+
+def test_what_becomes_of_a_loaded_state_dict_changes_nothing():
+    model, x = network(), rows(3, 16)
+    state = network().state_dict()
+    model.load_state_dict(state)
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    for part in state.values():
+        part.zero_()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], part) for name, part in before.items())
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
 def test_other_precisions_of_the_model_leave_packed_layers_alone():

@@ -17,6 +17,7 @@ from subtone.bench.bounds import Bounds
 from subtone.bench.kernels import KernelSettings, bounded, measure_kernels
 from subtone.bench.products import Granularity
 from subtone.bench.shown import faster_by, fastest_of, kernels
+from subtone.bench.workloads import Products
 from subtone.commands.arguments import numbers
 
 CORES = len(os.sched_getaffinity(0))
@@ -37,6 +38,16 @@ def document() -> dict[str, Any]:
     made = measure_kernels(settings, lambda done, total, label: moves.append((done, total)))
     assert moves == [(done, 6) for done in range(1, 7)]  # two races of two rounds and a choice of forms each
     return json.loads(json.dumps(made, allow_nan=False))
+
+
+def test_kernels_that_multiply_something_else_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Products.expected
+    monkeypatch.setattr(
+        Products, "expected", lambda self, *kind: [1.1 * result for result in right(self, *kind)]
+    )
+    settings = KernelSettings(shapes=((33, 128),), bits=(4,), rounds=1, peers="none", turn_s=0.0)
+    with pytest.raises(RuntimeError, match=r"33x128: ours at 4 bits, channel, errs by 0\.09"):
+        measure_kernels(settings)
 
 
 def test_every_shape_meets_every_number_of_frames(document: dict[str, Any]) -> None:

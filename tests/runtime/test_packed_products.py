@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +129,41 @@ def test_a_recurrence_reads_packed_weights_step_by_step(isa, bits, grid):
         constants = {"w": weight, "b": rng.normal(size=4 * units).astype(np.float32)}
         program = program_of(op, width_in=4 * units, width_out=units)
         assert_native_equals_numpy(program, constants, isa, (1, 5), threads=(1, 2), seed=bits)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads what Linux says of memory")
+def test_a_model_takes_about_as_much_memory_as_its_packed_weights():
+    # Layers a little larger than a huge page of 2 MiB, so that none fits behind another on one.
+    code = """
+import gc, re, sys
+from pathlib import Path
+import numpy as np
+from subtone.program import Conv1d
+from subtone.qtensor import QTensor
+from subtone.runtime.engine import NativeEngine
+from tests.runtime.small_programs import program_of
+
+def resident():
+    gc.collect()
+    return 1024 * int(re.search(r"Rss: +([0-9]+)", Path("/proc/self/smaps_rollup").read_text())[1])
+
+names = ["x", *(f"v{index}" for index in range(7)), "y"]
+ops, constants, size = [], {}, 0
+for index, shape in enumerate([(4100, 1024), (1024, 4100)] * 4):
+    codes = np.random.default_rng(index).integers(0, 16, shape, dtype=np.uint8)
+    scale = np.ones((shape[0], 1), np.float32)
+    constants[f"w{index}"] = QTensor(codes=codes, shape=shape, scale=scale, zero_point=0 * scale, bits=4)
+    ops.append(Conv1d(input=names[index], output=names[index + 1], weight=f"w{index}", activation_bits=8))
+    size += codes.size // 2
+program = program_of(*ops, width_in=1024, width_out=1024)
+before = resident()
+engine = NativeEngine(program, constants, threads=1)
+engine.run(np.ones((1, 1024), np.float32))
+print((resident() - before) / size)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.6
 
 
 def test_weights_that_fill_several_pieces_of_memory_stay_where_they_are_read():
