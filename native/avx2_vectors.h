@@ -27,6 +27,9 @@ SUBTONE_INLINE Lanes lanes(int64_t count) {
 }
 
 SUBTONE_INLINE floats all_floats(float value) { return _mm256_set1_ps(value); }
+SUBTONE_INLINE floats floats_of_bytes(const uint8_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
 SUBTONE_INLINE floats larger_of(floats x, floats y) { return _mm256_max_ps(x, y); }
 SUBTONE_INLINE floats load_lanes(Lanes some, const float* from) { return _mm256_maskload_ps(from, some.mask); }
 SUBTONE_INLINE void store_lanes(float* to, Lanes some, floats x) { _mm256_maskstore_ps(to, some.mask, x); }

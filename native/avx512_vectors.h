@@ -21,6 +21,10 @@ SUBTONE_INLINE floats larger_of(floats x, floats y) { return _mm512_max_ps(x, y)
 SUBTONE_INLINE floats load_lanes(Lanes some, const float* from) { return _mm512_maskz_loadu_ps(some, from); }
 SUBTONE_INLINE void store_lanes(float* to, Lanes some, floats x) { _mm512_mask_storeu_ps(to, some, x); }
 
+SUBTONE_INLINE floats floats_of_bytes(const uint8_t* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
 SUBTONE_INLINE ints broadcast_quad(const int8_t* levels) {
   int32_t quad;
   __builtin_memcpy(&quad, levels, sizeof quad);

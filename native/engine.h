@@ -25,6 +25,7 @@ struct Scratch {
   Buffer<int32_t> products;             // of a block of features; a row of an image, features first
   Buffer<float> scale;
   Buffer<float> row;             // a product of one row
+  Buffer<float> decoded;         // weights of few bits that float ops multiply, some panels at a time
   Buffer<float> image, result;   // of one row of a convolution over an image
   Buffer<float> queries, keys;   // of attention, both for both kinds of scores
   Buffer<float> scores;          // and values of attention; its size depends on the rows of a run, as that of

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "engine.h"
+#include "pieces.h"
 #include "product.h"
 #include "split.h"
 
@@ -9,6 +10,7 @@ using subtone::Convolution;
 using subtone::Kernel;
 using subtone::PackedOp;
 using subtone::PackedWeight;
+using subtone::Panels;
 using subtone::Span;
 
 namespace subtone {
@@ -19,23 +21,6 @@ constexpr int64_t kMaxBlockFrames = 16 * kTileFrames;
 
 void copy(const float* from, int64_t count, float* to) {
   if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-}
-
-// Calls body(convolution of one group, its index, panels) for the panels `units` of all groups.
-template <typename Body>
-void each_group(const PackedWeight& weight, const Convolution& all, Span units, const Body& body) {
-  const int64_t panels = weight.panels();
-  const int64_t size = all.padded_outputs * all.inputs * all.planes * all.kernel;
-  for (int64_t unit = units.first; unit < units.last;) {
-    const int64_t group = unit / panels, first = unit % panels;
-    const int64_t rest = units.last - unit, count = panels - first < rest ? panels - first : rest;
-    Convolution conv = all;
-    conv.panels += group * size;
-    conv.finish.gain += group * all.padded_outputs;
-    conv.finish.bias += group * all.padded_outputs;
-    body(conv, group, Span{first, first + count});
-    unit += count;
-  }
 }
 
 }  // namespace
@@ -209,7 +194,10 @@ void subtone_engine::execute_elementwise(const PackedOp& op, int worker) {
         const float last = static_cast<float>(op.count - 1);
         const float index = from[t] > 0.0f ? from[t] : 0.0f;  // no number: row 0
         const int64_t row = index < last ? static_cast<int64_t>(index) : op.count - 1;
-        subtone::copy(op.table.data() + row * size, size, to + t * size);
+        if (op.coded_table.exists())
+          subtone::decode_row(op.coded_table.coded, row, to + t * size);
+        else
+          subtone::copy(op.table.data() + row * size, size, to + t * size);
       }
       return;
     default:
@@ -235,13 +223,15 @@ void subtone_engine::execute_weight(const PackedOp& op, int worker) {
   conv.dilation = op.taps.dilation;
   conv.padding = op.taps.padding + from.base - its.first * op.taps.stride;  // frame 0 is row `first` here
   const int64_t held_rows = from.end - from.base;
-  if (op.kernel == Kernel::kDepthwise) {
-    const auto share = subtone::share_of(frames, conv.padded_outputs / subtone::kLanes, worker, pool.workers());
-    return kernels.depthwise(conv, held(input), held_rows, share.frames, share.panels, to);
-  }
+  const bool is_depthwise = op.kernel == Kernel::kDepthwise;
   const auto share = subtone::share_of(frames, op.weight.groups * op.weight.panels(), worker, pool.workers());
-  subtone::each_group(op.weight, conv, share.panels, [&](const Convolution& part, int64_t group, Span panels) {
-    kernels.dense(part, held(input) + group * part.inputs, held_rows, share.frames, panels, to + group * part.outputs);
+  each_decoded(kernels, op.weight, share.panels, scratch[static_cast<size_t>(worker)].decoded.data(),
+               [&](Span panels, const Panels& weights) {
+    each_piece(op.weight, conv, panels, weights, [&](const Convolution& piece, int64_t group, int64_t n, Span own) {
+      const float* x = held(input) + (is_depthwise ? n : group * conv.inputs);
+      const auto kernel = is_depthwise ? kernels.depthwise : kernels.dense;
+      kernel(piece, x, held_rows, share.frames, own, to + group * conv.outputs + n);
+    });
   });
 }
 
@@ -268,32 +258,25 @@ void subtone_engine::execute_image(const PackedOp& op, int worker) {
   const subtone::Image& image = op.image;
   const subtone_rows& its = rows[op.writes[0]];
   const PackedWeight& weight = op.weight;
+  const Convolution& conv = weight.convolution;
   const bool is_depthwise = op.kernel == Kernel::kImageDepthwise;
-  const int64_t panel = is_depthwise ? subtone::kLanes : subtone::kPanel;
-  const int64_t panels = is_depthwise ? weight.convolution.padded_outputs / panel : weight.groups * weight.panels();
-  const auto share = subtone::share_of(its.end - its.first, panels, worker, pool.workers(), 1);
-  if (share.panels.first == share.panels.last) return;
+  const auto share = subtone::share_of(its.end - its.first, weight.groups * weight.panels(), worker, pool.workers(), 1);
   const Span features = {0, image.features_out};
-  float* result = mine.result.data();
-  for (int64_t t = share.frames.first; t < share.frames.last; ++t) {
-    gather_image(op, its.first + t, mine.image.data());
-    float* to = fresh(op.writes[0]) + t * width(op.writes[0]);
-    const auto put = [&](int64_t first, int64_t last) {  // outputs first: [output][feature]
-      kernels.transpose(result + first, image.outputs, image.features_out, last - first,
-                        to + first * image.features_out, image.features_out);
-    };
-    const auto least = [](int64_t left, int64_t right) { return left < right ? left : right; };
-    if (is_depthwise) {
-      kernels.image_depthwise(weight.convolution, mine.image.data(), features, share.panels, result);
-      put(share.panels.first * panel, least(share.panels.last * panel, image.outputs));
-      continue;
+  const int64_t image_rows = op.taps.kernel * image.padded_features;
+  each_decoded(kernels, weight, share.panels, mine.decoded.data(), [&](Span panels, const Panels& weights) {
+    for (int64_t t = share.frames.first; t < share.frames.last && panels.first < panels.last; ++t) {
+      gather_image(op, its.first + t, mine.image.data());
+      float* to = fresh(op.writes[0]) + t * width(op.writes[0]);
+      each_piece(weight, conv, panels, weights, [&](const Convolution& piece, int64_t group, int64_t n, Span own) {
+        const int64_t first = group * conv.outputs + n, last = own.last * weight.panel_width;
+        float* result = mine.result.data() + first;  // [feature][output], transposed to [output][feature]
+        if (is_depthwise)
+          kernels.image_depthwise(piece, mine.image.data() + n, features, own, result);
+        else
+          kernels.dense(piece, mine.image.data() + group * conv.inputs, image_rows, features, own, result);
+        kernels.transpose(result, image.outputs, image.features_out, last < piece.outputs ? last : piece.outputs,
+                          to + first * image.features_out, image.features_out);
+      });
     }
-    const int64_t image_rows = op.taps.kernel * image.padded_features;
-    subtone::each_group(weight, weight.convolution, share.panels,
-                        [&](const Convolution& part, int64_t group, Span own) {
-      const int64_t first = group * part.outputs;
-      kernels.dense(part, mine.image.data() + group * part.inputs, image_rows, features, own, result + first);
-      put(first + own.first * panel, first + least(own.last * panel, part.outputs));
-    });
-  }
+  });
 }

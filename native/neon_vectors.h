@@ -41,6 +41,11 @@ SUBTONE_INLINE void store_first(Item* to, Lanes some, Vector value) {
 }
 
 SUBTONE_INLINE floats all_floats(float value) { return vdupq_n_f32(value); }
+SUBTONE_INLINE floats floats_of_bytes(const uint8_t* from) {
+  uint32_t four;
+  __builtin_memcpy(&four, from, sizeof four);
+  return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
 // Not fmax: of two zeros, and where x is NaN, the second operand.
 SUBTONE_INLINE floats larger_of(floats x, floats y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }
 SUBTONE_INLINE floats load_lanes(Lanes some, const float* from) { return load_first<floats>(some, from); }

@@ -270,8 +270,9 @@ int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed) {
     case SUBTONE_EMBEDDING:
       packed->kernel = Kernel::kEmbedding;
       if (inputs != 1 || !is_size(op.weight.rows, 1) || op.weight.columns != outputs) return SUBTONE_SIZE;
-      if (!op.weight.floats) return SUBTONE_NULL;
       packed->count = op.weight.rows;
+      if (!op.weight.floats)
+        return pack_codes(op.weight, in_order(op.weight.rows), 1, op.weight.rows, 1, &packed->coded_table);
       packed->table = padded_copy(op.weight.floats, 0.0f, op.weight.rows * outputs, op.weight.rows * outputs);
       return SUBTONE_OK;
     case SUBTONE_ATTENTION:

@@ -64,20 +64,32 @@ enum class Kernel {  // integer-only: from kIntegerProduct on
   kIntegerAttention, kIntegerSinusoids, kIntegerLstm
 };
 
+// What `coded` points into, once settled in a slab.
+struct CodedWeight {
+  Coded coded;
+  Buffer<uint8_t> blocks, table;
+  Buffer<float> scale, offset;
+
+  bool exists() const { return coded.bits > 0; }
+  void settle(Slab* slab);
+};
+
 // A weight for one kernel: `product` in integers, `convolution` in float; and what these point into. A grouped
-// convolution is `groups` of them, one after the other, each padded by itself.
+// convolution is `groups` of them, one after the other, each padded by itself. A convolution of few bits has no `panels`
+// but `codes`, decoded where they are used.
 struct PackedWeight {
   Product product;
   Convolution convolution;
+  CodedWeight codes;
   bool is_integer;
-  int64_t groups;
+  int64_t groups, panel_width, columns;  // of a convolution also weights of an output
   Buffer<uint8_t> levels, table;
   Buffer<float> weights, zeros, scale, zero_point, gain, bias;
 
-  // Moves the levels of a product there.
+  // Moves what is read in every run there.
   void settle(Slab* slab);
   int64_t outputs() const { return is_integer ? product.outputs : convolution.outputs; }
-  int64_t panels() const { return (outputs() + kPanel - 1) / kPanel; }
+  int64_t panels() const { return (outputs() + panel_width - 1) / panel_width; }  // of a group
   int64_t num_bytes() const {
     const int64_t num_floats = weights.size() + zeros.size() + scale.size() + zero_point.size() + gain.size() + bias.size();
     const int64_t of_levels = is_integer ? product.padded_outputs * product.row_bytes() * product.bits / 8 : 0;
@@ -130,6 +142,7 @@ struct PackedOp {
   Image image;              // kImage, kIntegerImage, and depthwise
   PackedWeight weight;      // products, convolutions, recurrences
   PackedWeight small;       // kSwitchedLstm
+  CodedWeight coded_table;  // kEmbedding: row after row; without it `table`
   PackedIntegers integers;  // kInteger..., kRescale
   Finish finish;            // kAffine, norms
   Attention attention;      // kAttention; of kIntegerAttention its window and widths
@@ -171,6 +184,12 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
                      const float* bias, bool relu, PackedWeight* packed);
 // The levels (outputs, inputs) of a product whose outputs are the rows of its weight in order.
 void unpack_product(const Product& product, int8_t* levels);
+// A weight of few bits for a float op: `parts` times so many outputs, each part padded to `padded`, in panels of
+// `panel_width` (pack_codes.cc). Checks the weight and its pointers, not its shape.
+int32_t pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, int64_t parts, int64_t padded,
+                   int64_t panel_width, CodedWeight* packed);
+// All columns of one output of a weight in panels of one.
+void decode_row(const Coded& coded, int64_t output, float* to);
 // A weight of planes x kernel taps, `depth` inputs of each group. is_depthwise: one input for each output.
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,

@@ -155,6 +155,7 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
   product.finish = pack_finish(gain, bias, relu, source, 1, product.padded_outputs, packed);
   packed->is_integer = true;
   packed->groups = 1;
+  packed->panel_width = kPanel;
   return SUBTONE_OK;
 }
 
@@ -180,11 +181,28 @@ void unpack_product(const Product& product, int8_t* levels) {
   }
 }
 
+// The panels of `parts` groups of a convolution whose sizes `packed` has, `size` floats each.
+void pack_floats(const float* floats, const std::vector<int64_t>& source, int64_t size, int64_t depth, PackedWeight* packed) {
+  const Convolution& conv = packed->convolution;
+  const int64_t panel_width = packed->panel_width, taps = packed->columns / depth;
+  packed->weights = Buffer<float>(size * packed->groups);
+  for (int64_t index = 0; index < conv.outputs * packed->groups; ++index) {
+    const int64_t row = source[static_cast<size_t>(index)], n = index % conv.outputs;
+    if (row < 0) continue;
+    const int64_t panel = n / panel_width * panel_width;
+    const int64_t rest = conv.padded_outputs - panel;
+    const int64_t width = rest < panel_width ? rest : panel_width;
+    float* to = packed->weights.data() + index / conv.outputs * size + panel * taps * depth + (n - panel);
+    const float* weights = floats + row * depth * taps;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t k = 0; k < depth; ++k) to[(tap * depth + k) * width] = weights[k * taps + tap];
+  }
+}
+
 int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>& source, int64_t groups, int64_t depth,
                          int64_t planes, int64_t kernel, bool is_depthwise, const float* gain, const float* bias,
                          bool relu, PackedWeight* packed) {
-  if (!from.floats) return SUBTONE_NULL;
-  const int64_t parts = is_depthwise ? 1 : groups;
+  const int64_t parts = is_depthwise ? 1 : groups, panel_width = is_depthwise ? kLanes : kPanel;
   Convolution& conv = packed->convolution;
   conv.inputs = is_depthwise ? groups : depth;
   conv.outputs = static_cast<int64_t>(source.size()) / parts;
@@ -201,25 +219,20 @@ int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>&
   if (__builtin_mul_overflow(conv.padded_outputs * depth, taps, &size)) return SUBTONE_SIZE;
   int64_t all = 0;
   if (__builtin_mul_overflow(size, parts, &all)) return SUBTONE_SIZE;
-  packed->weights = Buffer<float>(all);
-  const int64_t panel_width = is_depthwise ? kLanes : kPanel;
-  for (int64_t index = 0; index < conv.outputs * parts; ++index) {
-    const int64_t row = source[static_cast<size_t>(index)], n = index % conv.outputs;
-    if (row < 0) continue;
-    const int64_t panel = n / panel_width * panel_width;
-    const int64_t rest = conv.padded_outputs - panel;
-    const int64_t width = rest < panel_width ? rest : panel_width;
-    float* to = packed->weights.data() + index / conv.outputs * size + panel * taps * depth + (n - panel);
-    const float* weights = from.floats + row * depth * taps;
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t k = 0; k < depth; ++k) to[(tap * depth + k) * width] = weights[k * taps + tap];
-  }
-  conv.panels = packed->weights.data();
   if (!is_depthwise) packed->zeros = Buffer<float>(depth);
   conv.zeros = packed->zeros.data();
-  conv.finish = pack_finish(gain, bias, relu, source, parts, conv.padded_outputs, packed);
   packed->is_integer = false;
   packed->groups = parts;
+  packed->panel_width = panel_width;
+  packed->columns = depth * taps;
+  if (!from.floats) {
+    const int32_t status = pack_codes(from, source, parts, conv.padded_outputs, panel_width, &packed->codes);
+    if (status != SUBTONE_OK) return status;
+  } else {
+    pack_floats(from.floats, source, size, depth, packed);
+    conv.panels = packed->weights.data();
+  }
+  conv.finish = pack_finish(gain, bias, relu, source, parts, conv.padded_outputs, packed);
   return SUBTONE_OK;
 }
 

@@ -4,6 +4,7 @@
 #include "dispatch.h"
 #include "engine.h"
 #include "guarded.h"
+#include "pieces.h"
 #include "product.h"
 
 using subtone::guarded;
@@ -88,6 +89,8 @@ int32_t subtone_engine::append(const subtone_op& op) {
       if (packed->small.is_integer) subtone::grow_for_product(packed->small.product, 1, &part);
       subtone::grow(&part.row, weight.outputs());
     }
+    subtone::grow(&part.decoded, subtone::decoded_floats(weight));
+    subtone::grow(&part.decoded, subtone::decoded_floats(packed->small));
     if (is_image) {
       subtone::grow(&part.image, packed->image.padded_features * packed->image.channels * packed->taps.kernel);
       subtone::grow(&part.result, packed->image.outputs * packed->image.features_out);
@@ -99,6 +102,7 @@ int32_t subtone_engine::append(const subtone_op& op) {
   }
   packed->weight.settle(&weights);
   packed->small.settle(&weights);
+  packed->coded_table.settle(&weights);
   packed->integers.settle(&weights);
   ops.reserve(ops.size() + 1);  // from here on nothing fails
   const int32_t index = static_cast<int32_t>(ops.size());

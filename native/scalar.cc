@@ -9,6 +9,12 @@ namespace {
 #include "functions.h"
 #include "packed_layout.h"
 
+void decode_lanes(const uint8_t* stored, const float* scale, const float* offset, float* weights) {
+  for (int i = 0; i < kLanes; ++i) weights[i] = scale[i] * (static_cast<float>(stored[i]) - offset[i]);
+}
+
+#include "plain_codes.h"
+
 int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
 
 #include "plain_rows.h"

@@ -49,7 +49,14 @@ const uint8_t* Slab::keep(const void* bytes, int64_t count) {
 #endif
 }
 
+void CodedWeight::settle(Slab* slab) {
+  if (!exists()) return;
+  coded.blocks = slab->keep(blocks.data(), blocks.size());
+  blocks = Buffer<uint8_t>();
+}
+
 void PackedWeight::settle(Slab* slab) {
+  codes.settle(slab);
   if (!is_integer) return;
   product.panels = slab->keep(levels.data(), levels.size());
   levels = Buffer<uint8_t>();

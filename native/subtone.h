@@ -84,7 +84,7 @@
 #include <stdint.h>
 
 #define SUBTONE_API __attribute__((visibility("default")))
-#define SUBTONE_ABI 6 /* raised with every change of this header */
+#define SUBTONE_ABI 7 /* raised with every change of this header */
 #define SUBTONE_MAX_THREADS 256
 #define SUBTONE_MAX_SIZE (1 << 24)              /* of a width, kernel, stride, dilation, padding */
 #define SUBTONE_MAX_FRAMES (INT64_C(1) << 31)   /* of one value */
@@ -157,15 +157,16 @@ typedef enum {
   SUBTONE_EXP = 5
 } subtone_function;
 
-/* A weight: floats, or packed codes for an integer product; read during subtone_append or subtone_product_create only. */
+/* A weight: codes, or of a float op `floats` if they are not null. Read during subtone_append or
+ * subtone_product_create only. */
 typedef struct {
-  int32_t activation_bits; /* 0: `floats`; 2..8: the others */
+  int32_t activation_bits; /* 0: a float op; 2..8: an integer product */
   int32_t reserved;
   int64_t rows, columns;   /* outputs; everything else of its shape, multiplied */
   int64_t scale_groups;    /* columns of scale and zero_point; divides `columns` */
   const float* floats;     /* (rows, columns), in torch's order of axes */
-  const uint8_t* codes;    /* (rows, columns); of an integer-only op the columns are (taps, in / groups) */
-  const int8_t* levels;    /* 256 levels, indexed by a code */
+  const uint8_t* codes;    /* (rows, columns), the columns (taps, in / groups) */
+  const int8_t* levels;    /* 256 levels, indexed by a code; null of a float op: the codes themselves */
   const float* scale;      /* (rows, scale_groups) */
   const float* zero_point; /* the same shape, in the units of `levels` */
 } subtone_weight;

@@ -4,6 +4,7 @@
 //   floats, ints                                   vectors of kWidth floats or int32, with the operators of GNU C
 //   all_floats(value), larger_of(x, y)             one value in all lanes; x > y ? x : y
 //   Lanes, lanes(count)                            the first `count` lanes, none to all
+//   floats_of_bytes(from)                          kWidth bytes as floats
 //   load_lanes(Lanes, from), store_lanes(to, Lanes, x)  of these alone; others are 0, or stay as they are in memory
 //   kMostVectors                                   vectors of sums that a tile of kTileFrames frames has in registers
 
@@ -41,6 +42,14 @@ SUBTONE_INLINE floats load(const float* from) {
 SUBTONE_INLINE void store(float* to, floats value) { __builtin_memcpy(to, &value, sizeof value); }
 
 constexpr int kLeastVectors = kLanes / kWidth;  // of the outputs of one vector of 16
+
+// scale * (stored - offset) of the 16 outputs of a vector.
+SUBTONE_INLINE void decode_lanes(const uint8_t* stored, const float* scale, const float* offset, float* weights) {
+  repeat<kLeastVectors>(SUBTONE_EACH(v) {
+    const floats level = floats_of_bytes(stored + kWidth * v) - load(offset + kWidth * v);
+    store(weights + kWidth * v, load(scale + kWidth * v) * level);
+  });
+}
 
 SUBTONE_INLINE floats finished(const Finish& finish, int64_t n, floats value) {
   value = value * load(finish.gain + n);

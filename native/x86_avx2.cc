@@ -15,6 +15,7 @@ namespace {
 #include "vectors.h"
 #include "vector_quads.h"
 #include "packed_layout.h"
+#include "plain_codes.h"
 #include "vector_products.h"
 #include "vector_attention.h"
 #include "vector_convolutions.h"

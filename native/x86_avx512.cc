@@ -197,6 +197,8 @@ void clip(const float* x, int64_t count, float low, float high, float* y) {
 #include "avx512_attention.h"
 #include "vector_attention.h"
 #include "vector_convolutions.h"
+#include "packed_layout.h"
+#include "plain_codes.h"
 #include "avx512_integers.h"
 #include "avx512_integer_convolutions.h"
 #include "avx512_integer_attention.h"

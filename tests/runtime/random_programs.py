@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -107,8 +108,13 @@ class RandomProgram:
         self.constants[name] = self.rng.normal(0, 1, shape).astype(np.float32)
         return name
 
+    def weight(self, *shape: int) -> str:
+        """Of an op that multiplies floats, or looks rows up: floats, or few bits."""
+        return self.floats(*shape) if self.chance(0.4) else self.packed(*shape)
+
     def packed(self, *shape: int) -> str:
-        name, groups = f"c{len(self.constants)}", self.divisor(shape[1])
+        name, taps = f"c{len(self.constants)}", math.prod(shape[2:])
+        groups = 1 if shape[1] == 1 else taps * self.divisor(shape[1])
         bits, grid = self.size(1, 8), str(self.rng.choice(GRIDS))
         self.constants[name] = packed_weight(self.rng, shape, bits=bits, grid=grid, groups=groups)
         return name
@@ -124,7 +130,7 @@ class RandomProgram:
         is_integer = self.chance(0.7)
         op = Conv1d(
             input=input, output=self.new(), relu=self.chance(0.3),
-            weight=self.packed(out, width) if is_integer else self.floats(out, width),
+            weight=self.packed(out, width) if is_integer else self.weight(out, width),
             activation_bits=self.size(2, 8) if is_integer else 0,
             gain=self.maybe(0.3, out), bias=self.maybe(0.6, out),
         )  # fmt: skip
@@ -155,7 +161,7 @@ class RandomProgram:
             taps |= {"padding_behind": 0}
         stride = 1 if is_same else self.size(1, 3)
         op = Conv1d(
-            input=input, output=self.new(), weight=self.floats(out, width // groups, taps["kernel"]),
+            input=input, output=self.new(), weight=self.weight(out, width // groups, taps["kernel"]),
             gain=self.maybe(0.3, out), bias=self.maybe(0.6, out), relu=self.chance(0.3), dilation=dilation,
             stride=stride, groups=groups, **taps,
         )  # fmt: skip
@@ -172,7 +178,7 @@ class RandomProgram:
         out = groups * self.size(1, 3) if groups > 1 else self.size(1, 20)
         op = Conv2d(
             input=input, output=self.new(), in_channels=channels, groups=groups, stride=self.size(1, 3),
-            weight=self.floats(out, channels // groups, taps["kernel"], taps["feature_kernel"]),
+            weight=self.weight(out, channels // groups, taps["kernel"], taps["feature_kernel"]),
             bias=self.maybe(0.6, out), relu=self.chance(0.3), **taps,
         )  # fmt: skip
         wide = out * op.features_out(width // channels)
@@ -246,7 +252,7 @@ class RandomProgram:
     def embedding(self) -> None:
         input = self.product(self.any_value(), 1)
         width = self.size(1, 40)
-        op = Embedding(input=input, output=self.new(), weight=self.floats(self.size(1, 9), width))
+        op = Embedding(input=input, output=self.new(), weight=self.weight(self.size(1, 9), width))
         self.add(op, width, self.shapes[input][1])
 
     def attention(self) -> None:
@@ -271,7 +277,7 @@ class RandomProgram:
 
     def recurrent(self, prefix: str, units: int) -> dict:
         is_integer = self.chance(0.6)
-        weight = self.packed(4 * units, units) if is_integer else self.floats(4 * units, units)
+        weight = self.packed(4 * units, units) if is_integer else self.weight(4 * units, units)
         bits = self.size(2, 8) if is_integer else 0
         return {
             f"{prefix}weight": weight,

@@ -6,7 +6,7 @@ import numpy as np
 
 from subtone import numerics
 from subtone.program import Op, Program
-from subtone.qtensor import QTensor
+from subtone.qtensor import QTensor, flatten_weight
 
 GRIDS = ("tensor", "symmetric", "asymmetric", "group", "codebook")
 
@@ -16,7 +16,7 @@ def packed_weight(
 ) -> QTensor:
     """A random weight on one of `GRIDS`; "group" splits the inputs into `groups`, asymmetrically."""
     weight = rng.normal(0.3, 1.0, shape).astype(np.float32)
-    flat = weight.reshape(shape[0], -1)
+    flat = flatten_weight(weight)
     if grid == "codebook":
         count = int(rng.integers(1, 2**bits + 1))
         levels = np.sort(rng.integers(-128, 128, count)).astype(np.int8)

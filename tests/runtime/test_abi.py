@@ -151,7 +151,11 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
         ({"groups": 2}, SIZE),  # the weight has the columns of one group
         ({"weight.rows": 5}, SIZE),
         ({"weight.columns": 5}, SIZE),
-        ({"weight.floats": None}, NULL),
+        ({"weight.floats": None, "weight.codes": None}, NULL),
+        ({"weight.floats": None, "weight.scale": None}, NULL),
+        ({"weight.floats": None, "weight.zero_point": None}, NULL),
+        ({"weight.floats": None, "weight.scale_groups": 3}, SIZE),
+        ({"weight.floats": None, "weight.scale_groups": 0}, SIZE),
         ({"weight.activation_bits": 1}, SIZE),
         ({"weight.activation_bits": 9}, SIZE),
         ({**INTEGER, "kernel": 2, "weight.columns": 8}, SIZE),

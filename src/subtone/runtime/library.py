@@ -67,7 +67,7 @@ from subtone.program import (
 from subtone.qtensor import QTensor
 from subtone.runtime.sequence_ops import rotation
 
-ABI = 6
+ABI = 7
 FILE_NAME = "libsubtone.dylib" if sys.platform == "darwin" else "libsubtone.so"
 MAX_THREADS = 256
 OUT_OF_MEMORY = 6
@@ -247,7 +247,7 @@ def op_record(
 
     `bounds` of the values of an integer-only program, which say whether the input of a product is int8 or uint8.
     A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it is ever made in Python;
-    a weight for float products is decoded here.
+    one for float products as its codes, which are decoded where they are multiplied.
     """
     record = OpRecord(kind=KIND_CODES[type(op)], relu=getattr(op, "relu", False), cell=-1)
     arrays: dict[str, NDArray] = {}
@@ -345,13 +345,12 @@ def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) ->
     if isinstance(weight, IntegerWeight):
         parts = {"codes": np.require(weight.codes, np.uint8, ["C", "A"]), "levels": _table_of_levels(weight)}
         record.rows, record.columns = parts["codes"].shape
-    elif activation_bits:
-        assert isinstance(weight, QTensor)  # Program.widths has checked it
-        parts = _integer_weight(weight)
+    elif isinstance(weight, QTensor):
+        parts = _integer_weight(weight) if activation_bits else _coded_weight(weight)
         record.scale_groups = parts["scale"].shape[1]
         record.rows, record.columns = parts["codes"].shape
     else:
-        parts = {"floats": _floats(weight.dequantize() if isinstance(weight, QTensor) else weight)}
+        parts = {"floats": _floats(weight)}
         record.rows = parts["floats"].shape[0]
         record.columns = parts["floats"].size // record.rows
     record.activation_bits = activation_bits
@@ -362,12 +361,22 @@ def _set_weight(record: WeightRecord, weight: Constant, activation_bits: int) ->
 
 def _integer_weight(weight: QTensor) -> dict[str, NDArray]:
     """Codes, the level of each code, and scale and zero_point with a row for every output."""
+    zero_point = weight.level_zero_point()
+    return {"levels": _table_of_levels(weight), **_spread(weight, zero_point)}
+
+
+def _coded_weight(weight: QTensor) -> dict[str, NDArray]:
+    """The same of a weight that a float op decodes as `dequantize` does: without a codebook by its codes."""
+    parts = _spread(weight, weight.zero_point)
+    return parts if weight.codebook is None else {"levels": _table_of_levels(weight), **parts}
+
+
+def _spread(weight: QTensor, zero_point: NDArray) -> dict[str, NDArray]:
     shape = (weight.num_rows, weight.scale.shape[1])
     return {
         "codes": np.require(weight.codes, np.uint8, ["C", "A"]),
-        "levels": _table_of_levels(weight),
         "scale": _floats(np.broadcast_to(weight.scale, shape)),
-        "zero_point": _floats(np.broadcast_to(weight.level_zero_point(), shape)),
+        "zero_point": _floats(np.broadcast_to(zero_point, shape)),
     }
 
 
