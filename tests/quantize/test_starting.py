@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from subtone.qtensor import QTensor
 from subtone.quantize import Recipe, decoded_twin, method_of
-from subtone.quantize.starting import start_compensated, with_ends
+from subtone.quantize.starting import start_compensated, with_ends, with_grid_ends
 
 METHODS = {
     "native": {"rules": [{"bits": 3}]},
@@ -163,3 +164,61 @@ def test_nothing_to_compensate_is_an_error(heard):
         ValueError, match=r"^compensation_batches has no effect: no linear or pointwise or dept"
     ):
         start_compensated(Net(), method_of(recipe), heard)
+
+
+REFINED = {
+    "native": [{"bits": 3}],
+    "subchannel": METHODS["subchannel"]["rules"],
+    "subchannel in 2 bits": [
+        {"bits": 2, "grid": "asymmetric", "granularity": "group", "group_size": 8, "kinds": ["pointwise"]},
+        {"keep_float": True},
+    ],
+}
+
+
+def refined_recipe(name: str) -> Recipe:
+    return Recipe.from_dict({"name": "start", "method": name.split()[0], "rules": REFINED[name]})
+
+
+@pytest.mark.parametrize("name", REFINED)
+def test_refined_weights_are_nearer_still_and_measured_anew_as_they_are(name, heard):
+    """Also where scales moved: each has an end in use, so that the method finds it again."""
+    torch.manual_seed(0)
+    model = Net().eval()
+    compensated, refined = copy.deepcopy(model), copy.deepcopy(model)
+    start_compensated(compensated, method_of(refined_recipe(name)), heard)
+    start_compensated(refined, method_of(refined_recipe(name)), heard, rounding="refined")
+    features, lengths = heard[0]
+    errors = []
+    for started in (compensated, refined):
+        served = decoded_twin(started, method_of(refined_recipe(name)).freeze(started))
+        with torch.no_grad():
+            lost = served(features, lengths)[0] - model(features, lengths)[0]
+        errors.append(float(lost.square().mean()))
+    assert errors[1] < errors[0]
+    before = method_of(refined_recipe(name)).freeze(model).weights["pointwise.weight"]
+    after = method_of(refined_recipe(name)).freeze(refined).weights["pointwise.weight"]
+    assert not np.array_equal(before.scale, after.scale)
+    assert np.allclose(after.dequantize(), refined.pointwise.weight.detach().numpy(), atol=2e-3)
+
+
+def test_a_cell_in_which_no_code_is_an_end_gets_one():
+    """Codes 5 and 6 of 0 to 7: the smallest weight goes to 0 and the largest to 7, all others stay."""
+    scale = np.full((1, 2), 0.5, np.float16)
+    found = QTensor(
+        codes=np.array([[5, 6, 5, 0, 7, 3]], np.uint8),
+        shape=(1, 6),
+        bits=3,
+        scale=scale,
+        zero_point=8 * scale,
+    )
+    weight = torch.tensor([[0.2, 0.9, -0.4, 0.0, 0.1, 0.2]])
+    moved = with_grid_ends(found, weight, is_symmetric=False)
+    assert moved.tolist() == [[0.5, 1.5, -2.0, -2.0, 1.5, -0.5]]
+    one_end = with_grid_ends(found, weight, is_symmetric=True)
+    assert one_end.tolist() == [[0.5, 1.5, 0.5, -2.0, 1.5, -0.5]]
+
+
+def test_a_codebook_is_not_refined(heard):
+    with pytest.raises(ValueError, match="has a codebook, which the method fits anew to refined weights"):
+        start_compensated(Net(), method_of(recipe_of("s8bqat")), heard, rounding="refined")

@@ -145,7 +145,8 @@ class TuneSettings(Learning):
       "batch" takes those of each batch, as in training from nothing.
     * `compensation_batches`: before the first step, weights move to the levels of the recipe's own grid on
       which their rounding errors compensate, by the inputs over so many batches (quantize.starting);
-      0 starts from the float weights.
+      0 starts from the float weights. `compensation`: "refined" then moves codes and scales of uniform grids on in
+      turn, which takes longer and gains most at 2 and 3 bits.
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
       the training data, behind the weights as stored, in further passes where one has fewer; 0 leaves
       them.
@@ -162,6 +163,7 @@ class TuneSettings(Learning):
     learning_rate_unit: Literal["absolute", "rms"] = "absolute"
     batch_norm: Literal["frozen", "batch"] = "frozen"
     compensation_batches: Annotated[int, Field(ge=0)] = 0
+    compensation: Literal["compensated", "refined"] = "compensated"
     recalibration_batches: Annotated[int, Field(ge=0)] = 0
     distillation: Share = 0.0
     distilled_layers: str = ""
@@ -169,6 +171,12 @@ class TuneSettings(Learning):
     precision: Literal["float32", "bfloat16"] = "float32"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     masks: Annotated[int, Field(ge=0)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _check_start(self) -> TuneSettings:
+        if self.compensation == "refined" and not self.compensation_batches:
+            raise ValueError("compensation='refined' has no effect at compensation_batches=0; 16 is usual")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_distillation(self) -> TuneSettings:

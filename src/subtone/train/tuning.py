@@ -142,7 +142,8 @@ def tune(
     check_speech(module, train=train, dev=dev, front_end=checkpoint.front_end)
     if settings.compensation_batches:
         heard = batches_of(train, checkpoint, settings, settings.compensation_batches)
-        start_compensated(network, method, ((one.features, one.lengths) for one in heard))
+        inputs = ((one.features, one.lengths) for one in heard)
+        start_compensated(network, method, inputs, rounding=settings.compensation)
     set_modes(network, settings)
     callback = Quantize(recipe, submodule="network") if isinstance(method, TrainingMethod) else None
     run(
