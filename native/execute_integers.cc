@@ -78,7 +78,7 @@ void subtone_engine::execute_integer_product(const PackedOp& op, int worker) {
   const PackedIntegers& integers = op.integers;
   const subtone_rows& its = rows[op.writes[0]];
   const int64_t units = static_cast<int64_t>(integers.products.size()) * integers.panels_of_product();
-  const auto share = subtone::share_of(its.end - its.first, units, worker, pool.workers());
+  const auto share = subtone::share_of(its.end - its.first, units, worker, pool.workers(), subtone::kTileFrames);
   const int64_t step = subtone::block_frames(integers.products[0]);
   for (int64_t t = share.frames.first; t < share.frames.last; t += step) {
     const int64_t count = t + step < share.frames.last ? step : share.frames.last - t;

@@ -51,7 +51,7 @@ void work(Job* given, int worker, int workers) {
   thread_local Scratch mine;  // grows to the widest product that this thread has met
   Job& job = *given;
   const Product& product = job.product.weight.product;
-  const Share share = share_of(job.frames, panels_of(product), worker, workers);
+  const Share share = share_of(job.frames, panels_of(product), worker, workers, kTileFrames);
   const int64_t first = share.panels.first * kPanel, end = share.panels.last * kPanel, step = block_frames(product);
   const int64_t last = end < product.outputs ? end : product.outputs;
   if (first >= last) return;
