@@ -205,7 +205,7 @@ void subtone_engine::execute_elementwise(const PackedOp& op, int worker) {
   }
 }
 
-// Where the outputs are split, every worker quantizes all frames for itself: they are few.
+// Where the outputs are split, every worker quantizes all frames for itself: for each it has many products.
 void subtone_engine::multiply(const subtone::Product& product, const float* from, int64_t num_frames, int worker,
                               float* to) {
   const auto share = subtone::share_of(num_frames, subtone::panels_of(product), worker, pool.workers(),

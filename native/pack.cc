@@ -54,6 +54,7 @@ int32_t pack_recurrent(const subtone_weight& weight, int64_t gates, const float*
     rows[n] = unit < units ? at % kPanel / kLanes * units + unit : -1;
   }
   if (weight.activation_bits) return pack_product(weight, rows, nullptr, bias, false, packed);
+  if (!weight.floats) return SUBTONE_NULL;  // of codes every step would decode all
   return pack_convolution(weight, rows, 1, units, 1, 1, false, nullptr, bias, false, packed);
 }
 
@@ -272,7 +273,7 @@ int32_t pack(const subtone_op& op, const int64_t* widths, PackedOp* packed) {
       if (inputs != 1 || !is_size(op.weight.rows, 1) || op.weight.columns != outputs) return SUBTONE_SIZE;
       packed->count = op.weight.rows;
       if (!op.weight.floats)
-        return pack_codes(op.weight, in_order(op.weight.rows), 1, op.weight.rows, 1, &packed->coded_table);
+        return pack_coded(op.weight, in_order(op.weight.rows), 1, op.weight.rows, 1, &packed->coded_table);
       packed->table = padded_copy(op.weight.floats, 0.0f, op.weight.rows * outputs, op.weight.rows * outputs);
       return SUBTONE_OK;
     case SUBTONE_ATTENTION:

@@ -186,7 +186,7 @@ int32_t pack_product(const subtone_weight& from, const std::vector<int64_t>& sou
 void unpack_product(const Product& product, int8_t* levels);
 // A weight of few bits for a float op: `parts` times so many outputs, each part padded to `padded`, in panels of
 // `panel_width` (pack_codes.cc). Checks the weight and its pointers, not its shape.
-int32_t pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, int64_t parts, int64_t padded,
+int32_t pack_coded(const subtone_weight& from, const std::vector<int64_t>& source, int64_t parts, int64_t padded,
                    int64_t panel_width, CodedWeight* packed);
 // All columns of one output of a weight in panels of one.
 void decode_row(const Coded& coded, int64_t output, float* to);

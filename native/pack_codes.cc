@@ -17,7 +17,7 @@ void put_code(uint8_t* blocks, int bits, int64_t position, uint8_t code) {
 
 }  // namespace
 
-int32_t pack_codes(const subtone_weight& from, const std::vector<int64_t>& source, int64_t parts, int64_t padded,
+int32_t pack_coded(const subtone_weight& from, const std::vector<int64_t>& source, int64_t parts, int64_t padded,
                    int64_t panel_width, CodedWeight* packed) {
   const int64_t columns = from.columns, groups = from.scale_groups;
   if (groups < 1 || groups > columns || columns % groups) return SUBTONE_SIZE;
@@ -49,7 +49,8 @@ int32_t pack_codes(const subtone_weight& from, const std::vector<int64_t>& sourc
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = start * groups + g * width + n - panel;
       packed->scale[at] = from.scale[row * groups + g];
-      packed->offset[at] = from.levels ? static_cast<float>(kLevelOffset) : from.zero_point[row * groups + g];
+      packed->offset[at] = from.zero_point[row * groups + g];
+      if (from.levels) packed->offset[at] += static_cast<float>(kLevelOffset);
     }
   }
   coded.blocks = packed->blocks.data();

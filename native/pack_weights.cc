@@ -226,7 +226,7 @@ int32_t pack_convolution(const subtone_weight& from, const std::vector<int64_t>&
   packed->panel_width = panel_width;
   packed->columns = depth * taps;
   if (!from.floats) {
-    const int32_t status = pack_codes(from, source, parts, conv.padded_outputs, panel_width, &packed->codes);
+    const int32_t status = pack_coded(from, source, parts, conv.padded_outputs, panel_width, &packed->codes);
     if (status != SUBTONE_OK) return status;
   } else {
     pack_floats(from.floats, source, size, depth, packed);

@@ -90,7 +90,6 @@ int32_t subtone_engine::append(const subtone_op& op) {
       subtone::grow(&part.row, weight.outputs());
     }
     subtone::grow(&part.decoded, subtone::decoded_floats(weight));
-    subtone::grow(&part.decoded, subtone::decoded_floats(packed->small));
     if (is_image) {
       subtone::grow(&part.image, packed->image.padded_features * packed->image.channels * packed->taps.kernel);
       subtone::grow(&part.result, packed->image.outputs * packed->image.features_out);

@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "engine.h"
-#include "pieces.h"
 #include "product.h"
 #include "split.h"
 
@@ -93,12 +92,7 @@ void subtone_engine::recur(const PackedWeight& weight, const float* gates, int64
     kernels.quantize_static(weight.product, hidden, levels);
     subtone::multiply_levels(kernels, weight.product, levels, 1, panels, of_hidden);
   } else {
-    each_decoded(kernels, weight, panels, mine.decoded.data(), [&](Span some, const subtone::Panels& weights) {
-      each_piece(weight, weight.convolution, some, weights,
-                 [&](const subtone::Convolution& piece, int64_t, int64_t n, Span own) {
-        kernels.dense(piece, hidden, 1, {0, 1}, own, of_hidden + n);
-      });
-    });
+    kernels.dense(weight.convolution, hidden, 1, {0, 1}, panels, of_hidden);
   }
   for (int64_t panel = panels.first; panel < panels.last; ++panel)
     kernels.cell_step(gates, of_hidden + panel * kPanel, units, panel * kLanes, cell, new_hidden, new_cell);

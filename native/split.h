@@ -19,20 +19,25 @@ struct Share {
   Span frames, panels;
 };
 
-// Of `count` in multiples of `quantum`, what the worker that has most of them has.
+// What the worker that has most of `count` has of it.
 inline int64_t largest_part(int64_t count, int64_t quantum, int workers) {
-  const int64_t parts = (count + quantum - 1) / quantum, most = (parts + workers - 1) / workers * quantum;
-  return most < count ? most : count;
+  int64_t most = 0;
+  for (int worker = 0; worker < workers; ++worker) {
+    const Span part = split(count, quantum, worker, workers);
+    if (part.last - part.first > most) most = part.last - part.first;
+  }
+  return most;
 }
 
-// A worker's share of frames x panels. Few frames are not split: each would see all the weights. Nor are frames in
-// which one worker has three in a hundred more to do than if the panels were split; what is split does not change the bits.
+// A worker's share of frames x panels. Few frames are not split: each would see all the weights. Nor are frames, but
+// those of an image (a quantum of 1), of which one worker would have 3 % more to do than of split panels. What is split
+// changes no bits.
 inline Share share_of(int64_t frames, int64_t panels, int worker, int workers, int64_t quantum = kSplitFrames) {
-  const int64_t least = quantum == 1 ? 1 : kSplitFrames;
-  const int64_t by_frames = largest_part(frames, quantum, workers) * panels;
-  const int64_t by_panels = largest_part(panels, 1, workers) * frames;
-  if (frames >= workers * least && 100 * by_frames <= 103 * by_panels)
-    return {split(frames, quantum, worker, workers), {0, panels}};
+  const Share by_frames = {split(frames, quantum, worker, workers), {0, panels}};
+  if (quantum == 1 && frames >= workers) return by_frames;
+  const int64_t most_frames = largest_part(frames, quantum, workers) * panels;
+  const int64_t most_panels = largest_part(panels, 1, workers) * frames;
+  if (frames >= workers * kSplitFrames && 100 * most_frames <= 103 * most_panels) return by_frames;
   return {{0, frames}, split(panels, 1, worker, workers)};
 }
 

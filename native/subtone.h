@@ -157,7 +157,8 @@ typedef enum {
   SUBTONE_EXP = 5
 } subtone_function;
 
-/* A weight: codes, or of a float op `floats` if they are not null. Read during subtone_append or
+/* A weight: codes, or of a float op `floats` if they are not null, as they must not be of a recurrence. What a float op
+ * multiplies is scale * (level - zero_point), each operation rounded. Read during subtone_append or
  * subtone_product_create only. */
 typedef struct {
   int32_t activation_bits; /* 0: a float op; 2..8: an integer product */

@@ -152,6 +152,7 @@ def test_an_engine_that_cannot_be_is_refused(caller, settings, status):
         ({"weight.rows": 5}, SIZE),
         ({"weight.columns": 5}, SIZE),
         ({"weight.floats": None, "weight.codes": None}, NULL),
+        ({**IMAGE, "kind": KIND["Conv2d"], "weight.floats": None, "weight.codes": None}, NULL),
         ({"weight.floats": None, "weight.scale": None}, NULL),
         ({"weight.floats": None, "weight.zero_point": None}, NULL),
         ({"weight.floats": None, "weight.scale_groups": 3}, SIZE),
@@ -248,6 +249,14 @@ def test_an_op_that_cannot_be_is_refused_and_leaves_the_engine_as_it_was(caller,
         assert caller.run(handle, 2, 2, 0) == 0
 
 
+def test_codes_of_an_embedding_need_their_scales(caller):
+    with caller.engine(widths=(1, 4)) as handle:
+        table = {"kind": KIND["Embedding"], "weight.floats": None}
+        assert caller.append(handle, **table, **{"weight.scale": None}) == NULL
+        assert caller.append(handle, **table, **{"weight.scale_groups": 3}) == SIZE
+        assert caller.append(handle, **table) == 0
+
+
 def test_widths_that_do_not_fit_an_op_are_refused(caller):
     with caller.engine(widths=(4, 5, 4)) as handle:
         assert caller.append(handle, kind=RELU) == SIZE
@@ -257,6 +266,7 @@ def test_widths_that_do_not_fit_an_op_are_refused(caller):
     with caller.engine(widths=(16, 4, 4)) as handle:
         gates = {"kind": KIND["Lstm"], "cell": 2, "weight.rows": 16}
         assert caller.append(handle, **gates, **{"weight.columns": 3}) == SIZE
+        assert caller.append(handle, **gates, **{"weight.floats": None}) == NULL  # a float op of codes
         assert caller.append(handle, **gates) == 0
     with caller.engine(widths=(16, 4, 3)) as handle:
         assert caller.append(handle, **gates) == SIZE  # a cell as wide as the output

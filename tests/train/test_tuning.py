@@ -290,6 +290,20 @@ def test_training_may_start_on_the_grid(checkpoint, utterances, tmp_path):
     assert all(np.array_equal(weight.codes, after[path].codes) for path, weight in expected.items())
 
 
+def test_training_may_start_from_refined_weights(checkpoint, utterances, tmp_path):
+    still = {"steps": 2, "learning_rate": 1e-12, "compensation_batches": 2}
+    compensated = tune(tmp_path / "a", checkpoint, recipe_of(NATIVE, **still), train=utterances)
+    recipe = recipe_of(NATIVE, **still, compensation="refined")
+    refined = tune(tmp_path / "b", checkpoint, recipe, train=utterances)
+    before, after = (one.checkpoint.quantization.weights["head.weight"] for one in (compensated, refined))
+    assert not np.array_equal(before.scale, after.scale)
+
+
+def test_a_refined_start_without_batches_is_refused():
+    with pytest.raises(ValueError, match="compensation='refined' has no effect at compensation_batches=0"):
+        TuneSettings.of(recipe_of(NATIVE, steps=2, compensation="refined"))
+
+
 def test_batches_go_on_with_further_passes(checkpoint, utterances):
     settings = TuneSettings(**TRAINING)
     few = utterances[:6]

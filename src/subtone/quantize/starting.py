@@ -33,7 +33,8 @@ def start_compensated(
     All but the ends of each scale (`with_ends`), and not to the nearest: each column of a product takes up
     what those before it have lost, by the second moments of its inputs over `batches` (compensation.py).
     "refined" then chooses codes and scales in turn (refinement.py), and weights move to levels of these scales,
-    which the method measures again where each has an end in use (`with_grid_ends`). From there a rounded
+    which the method measures again where each has an end in use (`with_grid_ends`; range = "octav", whose ends are
+    no weights, measures others). From there a rounded
     forward pass is nearer to the float one, and training has less to repair. Weights of other kinds than
     COMPENSATED_KINDS, and those that stay float, are left as they are.
 
@@ -55,15 +56,17 @@ def start_compensated(
             f"compensation_batches has no effect: no {' or '.join(COMPENSATED_KINDS)} weight reaches few bits; "
             "leave it out"
         )
+    for path in moments:
+        if rounding == "refined" and stored[path].codebook is not None:
+            raise ValueError(
+                f"compensation='refined' does not fit grid='codebook' of {path}, which the method fits anew to what it "
+                "finds; use 'compensated'"
+            )
     watch_inputs(model, batches, moments)
     for path, moment in moments.items():
         if not moment.num_frames:
             raise ValueError(f"the inputs of {path} cannot be watched; leave compensation_batches out")
         weight, is_refined = weights[path], rounding == "refined"
-        if is_refined and stored[path].codebook is not None:
-            raise ValueError(
-                f"{path} has a codebook, which the method fits anew to refined weights; start from compensated ones"
-            )
         better = refined if is_refined else compensated
         floats, is_symmetric = weight.values(), settings[path].is_symmetric
         found = better(stored[path], floats.numpy(), moment.value(), is_symmetric=is_symmetric)
@@ -79,13 +82,15 @@ def with_grid_ends(found: QTensor, weight: Tensor, *, is_symmetric: bool) -> Ten
 
     The method would measure another scale there, and other levels for all. So the smallest weight of a cell takes
     the lowest level if no other has it, the largest the highest; on a symmetric grid, of which one end is
-    enough, the largest magnitude. 1 symmetric bit has no ends: its scale is a mean.
+    enough, the largest magnitude. Cells whose weights are all the same, nearly, are left alone: their grid has
+    one level for all and nothing at its ends. 1 symmetric bit has no ends: its scale is a mean.
     """
     codes, top = found.codes.astype(np.int64).reshape(*found.scale.shape, -1), 2**found.bits - 1
     given = flatten_weight(weight).numpy().reshape(codes.shape)
     if not is_symmetric:
-        _put_end(codes, given.argmin(-1, keepdims=True), 0, codes == 0)
-        _put_end(codes, given.argmax(-1, keepdims=True), top, codes == top)
+        is_flat = np.ptp(given, -1, keepdims=True) < np.abs(found.scale[..., None].astype(np.float32)) / 2
+        _put_end(codes, given.argmin(-1, keepdims=True), 0, (codes == 0) | is_flat)
+        _put_end(codes, given.argmax(-1, keepdims=True), top, (codes == top) | is_flat)
     elif found.bits > 1:
         place = np.abs(given).argmax(-1, keepdims=True)
         end = np.where(np.take_along_axis(given, place, -1) < 0, 1, top)

@@ -247,7 +247,8 @@ def op_record(
 
     `bounds` of the values of an integer-only program, which say whether the input of a product is int8 or uint8.
     A packed weight goes over as its codes and a table of 256 levels, so that no int8 copy of it is ever made in Python;
-    one for float products as its codes, which are decoded where they are multiplied.
+    one for float products as its codes, which are decoded where they are multiplied, but for that of a recurrence,
+    which every step would decode.
     """
     record = OpRecord(kind=KIND_CODES[type(op)], relu=getattr(op, "relu", False), cell=-1)
     arrays: dict[str, NDArray] = {}
@@ -286,7 +287,10 @@ def op_record(
     for field in ("weight", "small_weight"):
         if name := getattr(op, field, ""):
             prefix = field.removesuffix("weight")
-            held += _set_weight(getattr(record, field), constants[name], _bits_of(op, prefix))
+            weight, bits = constants[name], _bits_of(op, prefix)
+            if isinstance(op, Lstm | SwitchedLstm) and isinstance(weight, QTensor) and not bits:
+                weight = weight.dequantize()
+            held += _set_weight(getattr(record, field), weight, bits)
     return record, held
 
 
