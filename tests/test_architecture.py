@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "quantize": {"numerics", "files", "qtensor", "speech", "models"},
     "train": {"numerics", "files", "qtensor", "speech", "models", "quantize"},
     "export": {"numerics", "qtensor", "program", "speech", "pack", "runtime", "models", "quantize", "train"},
-    "torch": {"qtensor", "pack", "runtime", "models", "quantize"},
+    "torch": {"qtensor", "program", "pack", "runtime", "models", "quantize"},
     "bench": {"program", "qtensor", "runtime", "report"},
     "report": {"numerics", "files", "qtensor", "program", "speech", "pack", "runtime", "models", "export"},
 }

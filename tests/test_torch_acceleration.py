@@ -319,3 +319,54 @@ def test_a_refused_model_is_left_as_it_was():
     with pytest.raises(ValueError, match="no layer can be packed"):
         subtone.accelerate(model, recipe(activations="float"))
     assert all(torch.equal(was, now) for was, now in zip(before, model.parameters(), strict=True))
+
+
+def test_code_that_asks_a_layer_for_what_it_was_still_runs():
+    """T5 asks for the dtype of a weight in every pass; others for sizes."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=30, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.T5EncoderModel(config).eval()
+    tokens = torch.arange(12)[None]
+    with torch.inference_mode():
+        before = model(tokens).last_hidden_state
+        subtone.accelerate(model, "ptq-w8")
+        after = model(tokens).last_hidden_state
+    assert (after - before).norm() < 0.05 * before.norm()
+
+
+def test_a_packed_layer_shows_what_it_holds():
+    model, rounded = mlp(), mlp()
+    done = subtone.accelerate(model, recipe())
+    linear = model[0]
+    assert (linear.in_features, linear.out_features) == (6, 32)
+    assert np.array_equal(linear.weight.numpy(), done.quantization.weights["0.weight"].dequantize())
+    assert torch.equal(linear.bias, rounded[0].bias)
+    assert model[2].bias is None
+    convolution = nn.Sequential(nn.Conv1d(6, 4, 1)).eval()
+    subtone.accelerate(convolution, recipe())
+    assert convolution[0].weight.shape == (4, 6, 1)
+    assert (convolution[0].in_channels, convolution[0].out_channels) == (6, 4)
+    assert convolution[0].kernel_size == (1,)
+
+
+def test_a_recipe_that_listens_takes_examples():
+    model = mlp()
+    with pytest.raises(ValueError, match="calibration"):
+        subtone.accelerate(model, recipe(rounding="compensated"))
+    heard = frames(200)
+    subtone.accelerate(model, recipe(rounding="compensated"), examples=[heard])
+    nearest = mlp()
+    subtone.accelerate(nearest, recipe())
+    with torch.inference_mode():
+        meant = mlp()(heard)
+        assert (model(heard) - meant).norm() < (nearest(heard) - meant).norm()
+
+
+def test_a_layer_of_too_many_inputs_is_left_to_torch():
+    model = nn.Sequential(nn.Linear(8, 70_000), nn.Linear(70_000, 2)).eval()
+    done = subtone.accelerate(model, recipe())
+    assert done.packed == ("0",)
+    assert "65535 inputs" in done.left["1.weight"]

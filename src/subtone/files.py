@@ -107,6 +107,12 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_file_to_write(path: Path | None) -> None:
+    """ValueError where a folder has that name: before the work whose result is to go there."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"out={path} is a folder; name a file in it")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """`text` in UTF-8 at `path`, whole or not at all."""
     with replacing(path) as beside:

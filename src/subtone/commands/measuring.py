@@ -11,7 +11,7 @@ import typer
 
 from subtone.command_output import progress_bar, say, show
 from subtone.commands.arguments import AsJson, Limit, Threads, listed, numbers, recognizer_of
-from subtone.files import write_text
+from subtone.files import check_file_to_write, write_text
 
 if TYPE_CHECKING:
     from subtone.report.evaluate import Heard
@@ -110,6 +110,7 @@ def bench_model(
         if not file.is_file():
             raise ValueError(f"{file} is not a file; name files that `subtone pack` wrote")
     threads = threads or len(os.sched_getaffinity(0))
+    check_file_to_write(out)
     with progress_bar("racing") as move:
         document = race_models(
             checkpoint, manifest, files, limit=limit, rounds=rounds, threads=threads, progress=move
@@ -156,6 +157,7 @@ def bench_kernels(
         is_cold=cold,
         has_lstm=lstm,
     )
+    check_file_to_write(out)
     with progress_bar("racing") as move:
         document = measure_kernels(settings, move)
     if out is not None:

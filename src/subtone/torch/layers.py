@@ -60,6 +60,16 @@ class PackedLayer(nn.Module):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floats, decoded anew: for code that looks at it, such as T5's, which asks for its dtype."""
+        return torch.from_numpy(self.product.weight().dequantize().reshape(self.weight_shape))
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self.product.bias
+        return None if bias is None else torch.from_numpy(np.array(bias))
+
     def _multiply(self, x: Tensor) -> Tensor:
         """x (..., K) -> (..., N)."""
         if self.clip is not None:
@@ -127,12 +137,32 @@ class PackedLayer(nn.Module):
 class PackedLinear(PackedLayer):
     """In the place of an nn.Linear: x (..., K) -> (..., N)."""
 
+    @property
+    def in_features(self) -> int:
+        return self.num_inputs
+
+    @property
+    def out_features(self) -> int:
+        return self.num_outputs
+
     def forward(self, x: Tensor) -> Tensor:
         return self._multiply(x)
 
 
 class PackedConv1d(PackedLayer):
     """In the place of a pointwise nn.Conv1d: x (B, K, T) or (K, T) -> (B, N, T) or (N, T), one scale a frame."""
+
+    kernel_size = stride = dilation = (1,)
+    padding = (0,)
+    groups = 1
+
+    @property
+    def in_channels(self) -> int:
+        return self.num_inputs
+
+    @property
+    def out_channels(self) -> int:
+        return self.num_outputs
 
     def forward(self, x: Tensor) -> Tensor:
         return self._multiply(x.transpose(-2, -1)).transpose(-2, -1).contiguous()

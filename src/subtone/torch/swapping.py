@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subtone.models.checkpoints import Checkpoint, Quantization
+from subtone.program import MAX_INTEGER_INPUTS
 from subtone.quantize import Recipe, quantizable_weights
 from subtone.quantize.apply import quantize_module
 from subtone.quantize.shipped import shipped_recipes
@@ -47,7 +48,10 @@ class Acceleration:
 
 
 def accelerate(
-    model: nn.Module | Checkpoint, how: Recipe | Quantization | str | Path | None = None
+    model: nn.Module | Checkpoint,
+    how: Recipe | Quantization | str | Path | None = None,
+    *,
+    examples: Iterable[Tensor] = (),
 ) -> Acceleration:
     """Swap the layers of a quantized `model` for packed ones, in place; say which, and what was left.
 
@@ -60,6 +64,7 @@ def accelerate(
         model: in eval mode, on the CPU; or a quantized checkpoint, whose network it is then.
         how: what a plain module is quantized by: a recipe, its file, or the name of a shipped one such as "ptq-w4"; or
             the quantization that a method's `freeze` or `quantize_module` gave for this very module.
+        examples: inputs for a recipe that listens to some, as `quantize_module` takes them.
 
     ValueError for a model that is not quantized (and `how` is missing), trains, lies elsewhere, is accelerated
     already, or of which nothing can be packed.
@@ -72,7 +77,7 @@ def accelerate(
     >>> model(torch.ones(1, 64)).shape
     torch.Size([1, 8])
     """
-    network, quantization = _quantized(model, how)
+    network, quantization = _quantized(model, how, examples)
     if quantization.ranges:
         raise ValueError(
             "the model is quantized to integers alone, which only a packed file runs; pack it with subtone pack"
@@ -110,7 +115,7 @@ def accelerate(
             swaps[module_path] = made[id(module)]
     if not swaps:
         reasons = "; ".join(sorted(set(left.values()))) or "the recipe quantizes nothing"
-        raise ValueError(f"no layer can be packed ({reasons}); use a recipe with activations = 'dynamic'")
+        raise ValueError(f"no layer can be packed ({reasons}); packed are Linear and pointwise Conv1d layers")
     with torch.no_grad():
         for path in left.keys() & weights.keys():
             weights[path].parameter.copy_(torch.from_numpy(quantization.weights[path].dequantize()))
@@ -128,7 +133,9 @@ def accelerate(
 
 
 def _quantized(
-    model: nn.Module | Checkpoint, how: Recipe | Quantization | str | Path | None
+    model: nn.Module | Checkpoint,
+    how: Recipe | Quantization | str | Path | None,
+    examples: Iterable[Tensor],
 ) -> tuple[nn.Module, Quantization]:
     """The network, and what it is or is to be quantized to; ValueError where it is not as `accelerate` needs it."""
     network: nn.Module = model.network if isinstance(model, Checkpoint) else model
@@ -154,7 +161,8 @@ def _quantized(
         raise ValueError(
             "the model is float; give a recipe, as in accelerate(model, 'ptq-w8'), or the quantization of its weights"
         )
-    return network, quantize_module(network, how if isinstance(how, Recipe) else _recipe(how))
+    recipe = how if isinstance(how, Recipe) else _recipe(how)
+    return network, quantize_module(network, recipe, examples=examples)
 
 
 def _recipe(where: str | Path) -> Recipe:
@@ -178,7 +186,9 @@ def _obstacle(weight: Weight, module: nn.Module, activation_bits: int) -> str | 
     if weight_kind(module, "weight") not in ("linear", "pointwise") or weight.name != "weight":
         return f"of {type(module).__name__} ({weight.kind}), for which there is no packed layer"
     if not activation_bits:
-        return "met by float activations, as the recipe has it"
+        return "met by float activations, as the recipe has it (activations = 'dynamic' packs it)"
+    if weight.shape[1] > MAX_INTEGER_INPUTS:
+        return f"of more than {MAX_INTEGER_INPUTS} inputs, which no integer sum holds"
     if type(module) not in (nn.Linear, nn.Conv1d):
         return f"of {type(module).__name__}, a class with a forward of its own"
     if getattr(module, "parametrizations", None):
