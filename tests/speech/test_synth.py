@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +213,18 @@ def test_wrong_arguments_are_named(corpus: Corpus, tmp_path: Path) -> None:
         make_corpus(tmp_path / "x", num_train=1, num_dev=-1, num_test=1)
     with pytest.raises(ValueError, match=r"split='eval' is not in the corpus; use one of train, dev, test"):
         corpus.manifest("eval")
+
+
+def test_ctrl_c_while_takes_are_drawn_is_never_lost() -> None:
+    """NumPy swallows it where one string of an array is asked for."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(50):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                deadline = time.monotonic() + 1
+                while time.monotonic() < deadline:
+                    synth.plan("train", 20, seed=0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

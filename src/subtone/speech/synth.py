@@ -263,15 +263,16 @@ def vocabulary() -> list[str]:
 
 def draw_text(split: str, random: np.random.Generator) -> str:
     """A sequence of digits, jumbled words or a command, of those that `split` may hold."""
-    shares = SHARES[split]
-    kind = random.choice(list(shares), p=list(shares.values()))
+    # Nowhere one string of an array of strings: NumPy 2.4.6 loses a Ctrl-C that comes while it makes one.
+    kinds, shares = zip(*SHARES[split].items(), strict=True)
+    kind = kinds[random.choice(len(kinds), p=shares)]
     if kind == "command":  # the pattern first, so that short lists are heard too
         commands = commands_of(split)
         texts = commands[random.integers(len(commands))]
         return texts[random.integers(len(texts))]
     words, span = (DIGITS, NUM_DIGITS) if kind == "digits" else (vocabulary(), NUM_JUMBLED)
     while True:
-        text = " ".join(random.choice(words, random.integers(*span, endpoint=True)))
+        text = " ".join(random.choice(words, random.integers(*span, endpoint=True)).tolist())
         if split_of(text) == split:
             return text
 
@@ -282,12 +283,12 @@ def plan(split: str, count: int, seed: int) -> list[Take]:
     voices = VOICES[split].names()
     takes: list[Take] = []
     while len(takes) < count:
-        for voice in random.permutation(voices)[: count - len(takes)]:
+        for voice in random.permutation(voices)[: count - len(takes)].tolist():
             low_s, high_s = SILENCE_S
             takes.append(
                 Take(
                     text=draw_text(split, random),
-                    voice=str(voice),
+                    voice=voice,
                     words_per_minute=int(random.integers(*WORDS_PER_MINUTE, endpoint=True)),
                     pitch=int(random.integers(*PITCH, endpoint=True)),
                     tract=float(random.uniform(*TRACT)),
