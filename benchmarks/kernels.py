@@ -127,7 +127,8 @@ def joined(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         for threads in {**before["int8_per_s"], **new["int8_per_s"]}
     }
     versions = {**before["versions"], **new["versions"]}
-    return {**new, "versions": versions, "int8_per_s": peaks, "races": kept + new["races"]}
+    rounds = min(before["rounds"], new["rounds"])  # "or more" in the tables
+    return {**new, "rounds": rounds, "versions": versions, "int8_per_s": peaks, "races": kept + new["races"]}
 
 
 def stripped_bytes(built: Path) -> int | None:

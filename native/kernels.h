@@ -78,10 +78,10 @@ struct Convolution {
   Finish finish;
 };
 
-// Weights that are multiplied as floats and kept in 1 to 8 bits: `scale * (stored - offset)`, what is stored of one being
-// its code or the entry of `table` for it.
+// Weights that are multiplied as floats and kept in 1 to 8 bits: `scale * (stored - offset)`, what is stored of one
+// being its code or the entry of `table` for it.
 struct Coded {
-  const uint8_t* blocks;  // kBlockCodes codes in `bits` vectors (packed_layout.h), in the order of a Convolution's panels
+  const uint8_t* blocks;  // kBlockCodes codes in `bits` vectors (packed_layout.h), in the order of a Convolution
   const uint8_t* table;   // of all 256 codes; null: a code itself
   const float *scale, *offset;  // [panel][group][outputs of panel]
   int64_t columns, groups;      // of each output
@@ -124,8 +124,10 @@ struct AttentionScratch {
 
 // quantize: x (frames, inputs) -> levels. quantize_static: one row on the scale 1 / limit. multiply: levels of
 // `frames` frames times the panels of `panels` -> y (frames, outputs), weights in bytes; multiply_codes: packed,
-// without a table; multiply_indices: packed, with one. depthwise, dense: x (frames_in, x_width), whole -> frames `frames` of the panels `panels` of y (all frames, y_width). image_depthwise: the same with
-// several planes, all rows given. decode: `width` outputs of one panel, from `first_output` on -> [column][output]. cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
+// without a table; multiply_indices: packed, with one. depthwise, dense: x (frames_in, x_width), whole -> frames `frames`
+// of the panels `panels` of y (all frames, y_width). image_depthwise: the same with several planes, all rows given.
+// decode: `width` outputs of one panel, from `first_output` on -> [column][output].
+// cell_step: 16 units of an LSTM from `unit` on; of_hidden [gate][16]. transpose:
 // (rows, columns), rows `stride` apart -> (columns, rows). attend: rows `queries` of one head -> y (width apart).
 // narrow: int32 levels + level_offset -> bytes, unspecified beyond 0 .. 255. integer_sums: of the bytes of each frame
 // and group. integer_multiply: bytes of `frames` frames times the panels of `panels`; sums null without a correction.

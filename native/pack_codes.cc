@@ -44,8 +44,9 @@ int32_t pack_coded(const subtone_weight& from, const std::vector<int64_t>& sourc
     if (row < 0) continue;  // padding: a scale of 0
     const int64_t panel = n / panel_width * panel_width, rest = padded - panel;
     const int64_t width = rest < panel_width ? rest : panel_width, start = index / outputs * padded + panel;
+    const uint8_t* codes = from.codes + row * columns;
     for (int64_t k = 0; k < columns; ++k)
-      put_code(packed->blocks.data(), coded.bits, start * columns + k * width + n - panel, from.codes[row * columns + k]);
+      put_code(packed->blocks.data(), coded.bits, start * columns + k * width + n - panel, codes[k]);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = start * groups + g * width + n - panel;
       packed->scale[at] = from.scale[row * groups + g];
@@ -65,7 +66,8 @@ void decode_row(const Coded& coded, int64_t output, float* to) {
   uint8_t stored[kBlockCodes];
   for (int64_t k = 0; k < coded.columns; ++k) {
     const int64_t within = (first + k) % kBlockCodes, group = output * coded.groups + k / group_columns;
-    if (k == 0 || within == 0) unpack_block(coded.bits, coded.blocks + (first + k) / kBlockCodes * 64 * coded.bits, stored);
+    const uint8_t* block = coded.blocks + (first + k) / kBlockCodes * 64 * coded.bits;
+    if (k == 0 || within == 0) unpack_block(coded.bits, block, stored);
     const uint8_t of_one = coded.table ? coded.table[stored[within]] : stored[within];
     to[k] = coded.scale[group] * (static_cast<float>(of_one) - coded.offset[group]);
   }

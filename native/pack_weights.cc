@@ -182,7 +182,8 @@ void unpack_product(const Product& product, int8_t* levels) {
 }
 
 // The panels of `parts` groups of a convolution whose sizes `packed` has, `size` floats each.
-void pack_floats(const float* floats, const std::vector<int64_t>& source, int64_t size, int64_t depth, PackedWeight* packed) {
+void pack_floats(const float* floats, const std::vector<int64_t>& source, int64_t size, int64_t depth,
+                 PackedWeight* packed) {
   const Convolution& conv = packed->convolution;
   const int64_t panel_width = packed->panel_width, taps = packed->columns / depth;
   packed->weights = Buffer<float>(size * packed->groups);

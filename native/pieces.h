@@ -1,5 +1,5 @@
-// Which part of a float convolution its kernel is given at once: outputs of one group, and of weights of few bits so many
-// panels as were decoded. Panels are counted through all groups.
+// Which part of a float convolution its kernel is given at once: outputs of one group, and of weights of few bits so
+// many panels as were decoded. Panels are counted through all groups.
 #ifndef SUBTONE_PIECES_H
 #define SUBTONE_PIECES_H
 
@@ -41,7 +41,8 @@ void each_decoded(const Kernels& kernels, const PackedWeight& weight, Span panel
   if (!weight.codes.exists()) return body(panels, Panels{weight.convolution.panels, 0});
   const int64_t at_once = panels_at_once(weight);
   for (int64_t first = panels.first; first < panels.last; first += at_once) {
-    const int64_t last = panels.last - first < at_once ? panels.last : first + at_once, start = outputs_before(weight, first);
+    const int64_t last = panels.last - first < at_once ? panels.last : first + at_once;
+    const int64_t start = outputs_before(weight, first);
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t output = outputs_before(weight, panel), rest = outputs_before(weight, panel + 1) - output;
       kernels.decode(weight.codes.coded, output, rest, decoded + (output - start) * weight.columns);

@@ -111,7 +111,9 @@ def test_the_readme_has_the_goals_of_one_frame() -> None:
 def test_parts_measured_one_by_one_meet_in_one_document() -> None:
     first = {**DOCUMENT, "races": RACES[:2]}
     again = race(row(8, {"int8": 7.0}))
-    made = kernels.joined(first, {**DOCUMENT, "races": [again], "int8_per_s": {"1": 1.0, "2": 5.0}})
+    fewer = {**DOCUMENT, "rounds": 5, "races": [again], "int8_per_s": {"1": 1.0, "2": 5.0}}
+    made = kernels.joined(first, fewer)
+    assert made["rounds"] == kernels.joined(fewer, first)["rounds"] == 5
     assert made["races"] == [RACES[1], again]
     assert made["int8_per_s"] == {"1": 2.34e11, "2": 5.0}
 

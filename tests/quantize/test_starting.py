@@ -214,16 +214,15 @@ def on_scales_of(stored: QTensor, weight: np.ndarray) -> np.ndarray:
     return np.rint(weight[..., 0] / scale + zero_point).astype(np.uint8)
 
 
+def two_cells(*codes: int) -> QTensor:
+    """Of three weights each, in steps of 0.5 around code 4."""
+    scale = np.full((1, 2), 0.5, np.float16)
+    return QTensor(codes=np.array([codes], np.uint8), shape=(1, 6), bits=3, scale=scale, zero_point=8 * scale)
+
+
 def test_a_cell_in_which_no_code_is_an_end_gets_one():
     """Codes 5 and 6 of 0 to 7: the smallest weight goes to 0 and the largest to 7, all others stay."""
-    scale = np.full((1, 2), 0.5, np.float16)
-    found = QTensor(
-        codes=np.array([[5, 6, 5, 0, 7, 3]], np.uint8),
-        shape=(1, 6),
-        bits=3,
-        scale=scale,
-        zero_point=8 * scale,
-    )
+    found = two_cells(5, 6, 5, 0, 7, 3)
     weight = torch.tensor([[0.2, 0.9, -0.4, 0.0, 0.1, 0.2]])
     moved = with_grid_ends(found, weight, is_symmetric=False)
     assert moved.tolist() == [[0.5, 1.5, -2.0, -2.0, 1.5, -0.5]]
@@ -232,14 +231,7 @@ def test_a_cell_in_which_no_code_is_an_end_gets_one():
 
 
 def test_of_a_symmetric_cell_the_largest_magnitude_takes_the_end_of_its_sign():
-    scale = np.full((1, 2), 0.5, np.float16)
-    found = QTensor(
-        codes=np.array([[3, 4, 5, 5, 4, 3]], np.uint8),
-        shape=(1, 6),
-        bits=3,
-        scale=scale,
-        zero_point=8 * scale,
-    )
+    found = two_cells(3, 4, 5, 5, 4, 3)
     weight = torch.tensor([[-0.9, 0.1, 0.2, 0.9, 0.0, -0.2]])
     moved = with_grid_ends(found, weight, is_symmetric=True)
     assert moved.tolist() == [[-1.5, 0.0, 0.5, 1.5, 0.0, -0.5]]

@@ -34,9 +34,8 @@ def start_compensated(
     what those before it have lost, by the second moments of its inputs over `batches` (compensation.py).
     "refined" then chooses codes and scales in turn (refinement.py), and weights move to levels of these scales,
     which the method measures again where each has an end in use (`with_grid_ends`; range = "octav", whose ends are
-    no weights, measures others). From there a rounded
-    forward pass is nearer to the float one, and training has less to repair. Weights of other kinds than
-    COMPENSATED_KINDS, and those that stay float, are left as they are.
+    no weights, measures others). From there a rounded forward pass is nearer to the float one, and training has
+    less to repair. Weights of other kinds than COMPENSATED_KINDS, and those that stay float, are left as they are.
 
     Raises:
         ValueError: no weight that could be compensated, inputs that cannot be watched, a codebook to refine:

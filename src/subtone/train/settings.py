@@ -146,7 +146,7 @@ class TuneSettings(Learning):
     * `compensation_batches`: before the first step, weights move to the levels of the recipe's own grid on
       which their rounding errors compensate, by the inputs over so many batches (quantize.starting);
       0 starts from the float weights. `compensation`: "refined" then moves codes and scales of uniform grids on in
-      turn, which takes longer and gains most at 2 and 3 bits.
+      turn, which takes longer.
     * `recalibration_batches`: after the freeze, the statistics are taken anew over so many batches of
       the training data, behind the weights as stored, in further passes where one has fewer; 0 leaves
       them.
